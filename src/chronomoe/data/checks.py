@@ -1,0 +1,195 @@
+"""Checks of columns that every reader shares; each refusal says what to change."""
+
+import warnings
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pandas.api import types
+
+from chronomoe.data.frequency import Rows
+from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
+from chronomoe.errors import InputError, nearest
+
+_ALSO_CALLED = {
+    ITEM_ID: ("id", "item", "itemid", "unique_id", "series_id", "ts_id"),
+    TIMESTAMP: ("date", "datetime", "time", "ds"),
+    TARGET: ("y", "value", "values"),
+}
+_SHOWN = 5  # names listed before "..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return the names quoted, the first few of them where there are many."""
+    quoted = [repr(name) for name in names]
+    return ", ".join(quoted[:_SHOWN]) + (f", ... ({len(quoted)} in all)" if len(quoted) > _SHOWN else "")
+
+
+def similar(name: str, found: Iterable[str]) -> str | None:
+    """Return the column that is ``name`` in another spelling or under another usual name."""
+    usual = {name, *_ALSO_CALLED.get(name, ())}
+    return next((column for column in found if column.lower().replace(" ", "_").replace("-", "_") in usual), None)
+
+
+def check_columns(wanted: Sequence[str], found: Sequence[str]) -> None:
+    """Check that every wanted column is there.
+
+    Raises:
+        InputError: one is missing; the message names the nearest one found.
+    """
+    for name in wanted:
+        if name in found:
+            continue
+        other = similar(name, found)
+        hint = f" Did you mean {other!r}?" if other else nearest(name, set(found) - set(wanted))
+        raise InputError(f"missing column {name!r}; the columns are {listed(found)}.{hint} Rename it to {name!r}")
+
+
+def check_known(known: Sequence[str], covariates: Iterable[str]) -> None:
+    """Check that the known covariates are covariates.
+
+    Raises:
+        InputError: one is not; the message names the nearest covariate.
+    """
+    names = list(covariates)
+    for name in known:
+        if name not in names:
+            raise InputError(
+                f"known covariates must be covariate columns ({listed(names) or 'there are none'}), "
+                f"got {name!r}.{nearest(name, names)}"
+            )
+
+
+def refuse_text(column: str, value: object, *, row: int | None = None) -> InputError:
+    """Return the error for a column of text."""
+    where = f"{value!r}" if row is None else f"{value!r} in row {row}"
+    return InputError(
+        f"column {column!r} must hold numbers, got {where}; drop the column, or encode categories as numbers, "
+        f"for example frame[{column!r}].astype('category').cat.codes"
+    )
+
+
+def as_numbers(column: pd.Series) -> NDArray[np.float32]:
+    """Return a column as float32, NaN where missing. Booleans count as 0 and 1; numbers stored as text are read.
+
+    Raises:
+        InputError: the column holds something else; the message names the first such value and its row.
+    """
+    name = str(column.name)
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        column = column.astype(column.dtype.categories.dtype)
+    if not types.is_numeric_dtype(column.dtype):
+        if types.is_datetime64_any_dtype(column.dtype) or types.is_timedelta64_dtype(column.dtype):
+            raise refuse_text(name, str(column.iloc[0]), row=0)
+        numbers = pd.to_numeric(column, errors="coerce")
+        wrong = np.flatnonzero((numbers.isna() & column.notna()).to_numpy())
+        if len(wrong):
+            row = int(wrong[0])
+            if isinstance(column.iloc[row], str) and numbers.notna().any():
+                raise InputError(
+                    f"column {name!r} mixes numbers and text: row {row} (counted from 0) holds {column.iloc[row]!r}; "
+                    "make it a number, or leave it empty where the value is missing"
+                )
+            raise refuse_text(name, column.iloc[row], row=row)
+        column = numbers
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite and is refused as such
+        return column.to_numpy(dtype=np.float32, na_value=np.nan)
+
+
+def as_timestamps(column: pd.Series) -> pd.DatetimeIndex:
+    """Return a column as times without zone (UTC where a zone was given), nanosecond resolution.
+
+    Raises:
+        InputError: a value is missing or not a time; the message names the first one and its row.
+    """
+    if isinstance(column.dtype, pd.PeriodDtype):
+        column = column.dt.to_timestamp()
+    if types.is_numeric_dtype(column.dtype):
+        raise InputError(
+            f"column {column.name!r} must hold dates or times, got the number {column.iloc[0]!r}; convert it first, "
+            "for example pd.to_datetime(column, unit='s') for Unix seconds"
+        )
+    if not isinstance(column.dtype, pd.DatetimeTZDtype) and not types.is_datetime64_dtype(column.dtype):
+        column = _parse_times(column)
+    index = pd.DatetimeIndex(column)
+    if index.tz is not None:
+        index = index.tz_convert("UTC").tz_localize(None)
+    if index.hasnans:
+        row = int(np.flatnonzero(index.isna())[0])
+        raise InputError(f"column {column.name!r} must hold a time in every row, row {row} (counted from 0) is empty")
+    try:
+        return index.as_unit("ns")
+    except pd.errors.OutOfBoundsDatetime as error:
+        raise InputError(f"times must lie between the years 1678 and 2262: {error}") from None
+
+
+def _parse_times(column: pd.Series) -> pd.Series:
+    for form in ("ISO8601", None):
+        try:
+            return pd.to_datetime(column, utc=True, format=form)
+        except (ValueError, TypeError):
+            continue
+    wrong = np.flatnonzero((pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601").isna()).to_numpy())
+    row = int(wrong[0])
+    raise InputError(
+        f"column {column.name!r} must hold dates or times in one format, best ISO 8601 (2024-01-31 12:00), "
+        f"got {column.iloc[row]!r} in row {row} (counted from 0)"
+    )
+
+
+def check_increasing(rows: Rows) -> None:
+    """Check that timestamps strictly increase within each series.
+
+    Raises:
+        InputError: they do not; the message names the item and the first timestamp at fault.
+    """
+    steps = np.diff(rows.timestamps.asi8)
+    wrong = np.flatnonzero((steps <= 0) & rows.follows())
+    if len(wrong) == 0:
+        return
+    row = int(wrong[0]) + 1
+    if steps[row - 1] == 0:
+        raise InputError(
+            f"duplicated timestamp: {rows.place(row)}; keep one row for each time of an item, "
+            f"for example frame.drop_duplicates(['{ITEM_ID}', '{TIMESTAMP}'])"
+        )
+    raise InputError(
+        f"unsorted timestamps: {rows.place(row)} comes after {rows.timestamps[row - 1]}; "
+        f"sort the frame, for example frame.sort_values(['{ITEM_ID}', '{TIMESTAMP}'])"
+    )
+
+
+def check_finite(name: str, values: NDArray[np.float32], rows: Rows) -> None:
+    """Check that no value is infinite; NaN, a missing value, is fine.
+
+    Raises:
+        InputError: one is; the message names the column, the item and the row.
+    """
+    wrong = np.flatnonzero(np.isinf(values))
+    if len(wrong):
+        raise InputError(
+            f"column {name!r} must hold finite float32 numbers or NaN for missing ones, got "
+            f"{values[wrong[0]]} for {rows.place(int(wrong[0]))}; replace it, for example by NaN"
+        )
+
+
+def with_values(target: NDArray[np.float32], rows: Rows) -> NDArray[np.int64]:
+    """Return the numbers of the series that have at least one target value, ``target`` being ``(variate, row)``."""
+    observed = ~np.isnan(target).all(axis=0)
+    return np.flatnonzero(np.bincount(rows.item()[observed], minlength=len(rows.item_ids)))
+
+
+def report_dropped(dropped: Sequence[str], total: int) -> None:
+    """Warn about series that were left out because every target value is missing.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    if len(dropped) == total:
+        raise InputError(f"at least one series must have a target value, all {total} hold only missing values")
+    if dropped:
+        warnings.warn(
+            f"dropped {len(dropped)} of {total} series, their target holds only missing values: {listed(dropped)}",
+            stacklevel=3,
+        )
