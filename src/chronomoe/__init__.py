@@ -1,0 +1,45 @@
+"""Distil Chronos-2 into small experts and run them as one Mixture-of-Experts forecaster.
+
+Importing makes our checkpoints known to ``chronos`` and does nothing else.
+"""
+
+from importlib.metadata import version
+
+import chronos.chronos2
+from transformers import AutoConfig
+
+from chronomoe.errors import InputError
+from chronomoe.models.distilled_moe import BalanceConfig, DistilledMoE, MoEConfig, build_mixture
+from chronomoe.models.group_attention import use_exact_group_attention
+from chronomoe.models.router import RouterConfig, RoutingConfig
+from chronomoe.models.student import StudentConfig, create_student_model
+from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
+
+__version__ = version("chronomoe")
+
+__all__ = [
+    "BalanceConfig",
+    "ChronoMoEPipeline",
+    "DistilledMoE",
+    "InputError",
+    "MoEConfig",
+    "RouterConfig",
+    "RoutingConfig",
+    "StudentConfig",
+    "__version__",
+    "build_mixture",
+    "create_student_model",
+    "load_model",
+    "load_teacher",
+    "use_exact_group_attention",
+]
+
+
+def _register_architectures() -> None:
+    """Let ``Chronos2Pipeline`` and ``BaseChronosPipeline`` find our models by the names in their ``config.json``."""
+    for model in (DistilledMoE,):
+        AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
+        setattr(chronos.chronos2, model.__name__, model)
+
+
+_register_architectures()

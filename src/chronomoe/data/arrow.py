@@ -1,6 +1,6 @@
 """Series in memory-mapped `datasets` tables of one row a series, the fev and Chronos layout."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
@@ -19,6 +19,7 @@ from chronomoe.data.checks import (
     check_increasing,
     check_known,
     listed,
+    one_line,
     refuse_text,
     report_dropped,
     with_values,
@@ -145,6 +146,7 @@ class ArrowSeries(Sequence[Series]):
         for first, table in self._batches():
             rows = self._timestamps(first, table)
             if np.diff(rows.bounds).max() >= MIN_STEPS:
+                check_increasing(rows)
                 return infer_offset(rows)
         return infer_offset(rows)
 
@@ -220,11 +222,11 @@ def load_saved(folder: Path) -> datasets.Dataset:
     try:
         found = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, pa.ArrowInvalid) as error:
-        raise InputError(f"{str(folder)!r} cannot be read as a `datasets` folder: {error}") from None
+        raise InputError(f"{str(folder)!r} cannot be read as a `datasets` folder: {one_line(error)}") from None
     return only_split(found, str(folder)) if isinstance(found, datasets.DatasetDict) else found
 
 
-def only_split(found: datasets.DatasetDict, name: str) -> datasets.Dataset:
+def only_split(found: Mapping[str, datasets.Dataset], name: str) -> datasets.Dataset:
     """Return the split ``train``, or the only one.
 
     Raises:
@@ -251,7 +253,9 @@ def load_parquet_rows(files: Sequence[Path], *, cache_dir: Path | None) -> datas
             cache_dir=None if cache_dir is None else str(cache_dir),
         )
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid) as error:
-        raise InputError(f"{listed(str(file) for file in files)} cannot be read as one data set: {error}") from None
+        raise InputError(
+            f"{listed(str(file) for file in files)} cannot be read as one data set: {one_line(error)}"
+        ) from None
 
 
 def _lengths(table: pa.Table, name: str) -> NDArray[np.int64]:

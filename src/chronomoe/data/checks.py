@@ -26,6 +26,11 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(quoted[:_SHOWN]) + (f", ... ({len(quoted)} in all)" if len(quoted) > _SHOWN else "")
 
 
+def one_line(error: BaseException) -> str:
+    """Return what an error, or else its cause, says, on one line."""
+    return " ".join(str(error.__cause__ or error).split()) or type(error).__name__
+
+
 def similar(name: str, found: Iterable[str]) -> str | None:
     """Return the column that is ``name`` in another spelling or under another usual name."""
     usual = {name, *_ALSO_CALLED.get(name, ())}
@@ -107,7 +112,7 @@ def as_timestamps(column: pd.Series) -> pd.DatetimeIndex:
         column = column.dt.to_timestamp()
     if types.is_numeric_dtype(column.dtype):
         raise InputError(
-            f"column {column.name!r} must hold dates or times, got the number {column.iloc[0]!r}; convert it first, "
+            f"column {column.name!r} must hold dates or times, got the number {column.iloc[0]}; convert it first, "
             "for example pd.to_datetime(column, unit='s') for Unix seconds"
         )
     if not isinstance(column.dtype, pd.DatetimeTZDtype) and not types.is_datetime64_dtype(column.dtype):

@@ -13,7 +13,7 @@ import datasets
 
 from chronomoe.data.arrow import ArrowSeries, only_split
 from chronomoe.data.benchmarks import BENCHMARKS, read_benchmark
-from chronomoe.data.checks import listed
+from chronomoe.data.checks import listed, one_line
 from chronomoe.data.frames import read_series
 from chronomoe.data.frequency import default_seasonality
 from chronomoe.data.readers import suffix_of
@@ -111,8 +111,9 @@ def load_domain(
     elif str(spec).startswith(DEMO):
         found = str(spec).removeprefix(DEMO)
         known = _demo_entry(found, _demo_folder())
+        columns["freq"] = freq or known["freq"]
         with resources.as_file(_demo_folder() / known["file"]) as path:
-            series = read_series(path, **{**columns, "freq": freq or known["freq"]})
+            series = read_series(path, **columns)
     elif str(spec).startswith(HUB):
         found, dataset = _load_hub(str(spec).removeprefix(HUB), cache_dir)
         series = ArrowSeries(dataset, **columns)
@@ -168,7 +169,7 @@ def _demo_entry(name: str, folder: Traversable) -> dict[str, Any]:
 def _load_hub(place: str, cache_dir: str | os.PathLike[str] | None) -> tuple[str, datasets.Dataset]:
     """Return the short name and the data of ``<owner>/<repo>[/<config>]`` or of a folder like that."""
     parts = place.strip("/").split("/")
-    if Path(place).is_dir():
+    if place and Path(place).is_dir():
         repo, config = place, None
     elif Path(place).parent.is_dir() and len(Path(place).parts) > 1:
         repo, config = str(Path(place).parent), Path(place).name
@@ -180,7 +181,7 @@ def _load_hub(place: str, cache_dir: str | os.PathLike[str] | None) -> tuple[str
         found = datasets.load_dataset(repo, config, cache_dir=None if cache_dir is None else str(cache_dir))
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError) as error:
         raise InputError(
-            f"{HUB + place!r} cannot be loaded: {' '.join(str(error).split())}; "
+            f"{HUB + place!r} cannot be loaded: {one_line(error)}; "
             "check the id and its config, and that the hub can be reached"
         ) from None
     return config or Path(repo).name, only_split(found, HUB + place)
@@ -190,7 +191,8 @@ def _unknown(spec: str) -> InputError:
     folder = _demo_folder()
     demos = [DEMO + name for name in _demo_entries(folder)] if (folder / "domains.json").is_file() else []
     names = [*demos, *BENCHMARKS]
-    hint = nearest(spec, names) or nearest(DEMO + spec, demos)
+    same = next((name for name in names if name.lower() in (spec.lower(), DEMO + spec.lower())), None)
+    hint = f" Did you mean {same!r}?" if same else nearest(spec, names) or nearest(DEMO + spec, demos)
     return InputError(
         f"Unknown domain {spec!r}. Available: {', '.join(names)}, {HUB}<owner>/<repo>[/<config>] or a path.{hint}"
     )

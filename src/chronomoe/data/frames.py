@@ -57,7 +57,10 @@ def read_frame(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         InputError: the file is missing, damaged or of another format, or its columns are misnamed.
     """
-    return to_long(read_table(Path(path)))
+    path = Path(path)
+    if _has_rows_of_lists(path):
+        raise InputError(f"{str(path)!r} has one row a series; read it with read_series, then series_to_frame")
+    return to_long(read_table(path))
 
 
 def read_series(

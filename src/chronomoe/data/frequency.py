@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -51,6 +52,7 @@ class Rows(NamedTuple):
         return f"item {self.item_ids[item]!r} at row {row - self.bounds[item]} of the item ({self.timestamps[row]})"
 
 
+@lru_cache
 def parse_freq(freq: str) -> BaseOffset:
     """Return the pandas offset of an alias; the aliases of pandas before 2.2 (``H``, ``T``, ``M``) are understood.
 

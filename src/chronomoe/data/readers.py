@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pandas.tseries.offsets import BaseOffset, Tick
 
-from chronomoe.data.checks import check_finite, check_known, report_dropped
+from chronomoe.data.checks import check_finite, check_known, one_line, report_dropped
 from chronomoe.data.frequency import Rows, alias_from, parse_freq
 from chronomoe.data.series import ITEM_ID, TARGET, Series
 from chronomoe.errors import InputError
@@ -64,7 +64,7 @@ def read_table(path: Path) -> pd.DataFrame:
     except pd.errors.EmptyDataError:
         raise InputError(f"{str(path)!r} is empty") from None
     except (pd.errors.ParserError, UnicodeDecodeError, EOFError, OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{str(path)!r} cannot be read as {suffix}: {_first_line(error)}") from None
+        raise InputError(f"{str(path)!r} cannot be read as {suffix}: {one_line(error)}") from None
     raise refuse_suffix(path, CSV_SUFFIXES + PARQUET_SUFFIXES)
 
 
@@ -77,7 +77,7 @@ def parquet_schema(path: Path) -> pa.Schema:
     try:
         return pq.read_schema(path)
     except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{str(path)!r} cannot be read as .parquet: {_first_line(error)}") from None
+        raise InputError(f"{str(path)!r} cannot be read as .parquet: {one_line(error)}") from None
 
 
 def read_json_lines(
@@ -142,7 +142,7 @@ def _json_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     except json.JSONDecodeError as error:
         raise InputError(f"{str(path)!r} line {number} is not a JSON object on one line: {error}") from None
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{str(path)!r} cannot be read as JSON lines: {_first_line(error)}") from None
+        raise InputError(f"{str(path)!r} cannot be read as JSON lines: {one_line(error)}") from None
 
 
 def _json_series(fields: dict[str, Any], *, where: str, item_id: str, freq: str | None) -> Series:
@@ -224,7 +224,3 @@ def _without_row_numbers(frame: pd.DataFrame) -> pd.DataFrame:
     if str(first) == "Unnamed: 0" and np.array_equal(frame[first].to_numpy(), np.arange(len(frame))):
         return frame.drop(columns=first)
     return frame
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

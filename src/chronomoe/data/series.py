@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -61,7 +60,7 @@ class Series:
         """Return the time of every step."""
         return pd.date_range(self.start, periods=len(self), freq=self.freq)
 
-    def cut(self, start: int, stop: int) -> Self:
+    def cut(self, start: int, stop: int) -> "Series":
         """Return rows ``start:stop`` (counted from 0) as a series that shares memory with this one.
 
         Raises:
@@ -69,7 +68,7 @@ class Series:
         """
         if not 0 <= start <= stop <= len(self):
             raise InputError(f"rows must lie within 0:{len(self)} of item {self.item_id!r}, got {start}:{stop}")
-        return type(self)(
+        return Series(
             item_id=self.item_id,
             start=self.start if start == 0 else self.start + start * parse_freq(self.freq),
             freq=self.freq,

@@ -29,8 +29,8 @@ class Split:
     """Share of the rows that comes first, rounded down."""
     test: float = 0.2
     """Share of the rows that comes last, rounded down; validation is what lies between."""
-    stops: tuple[int, int, int] | None = None
-    """Rows at which train, validation and test end, instead of shares; later rows are unused."""
+    stops: tuple[int, ...] | None = None
+    """The three rows at which train, validation and test end, instead of shares; later rows are unused."""
 
     def __post_init__(self) -> None:
         if self.stops is not None:

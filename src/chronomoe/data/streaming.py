@@ -75,7 +75,7 @@ def _write_rows(path: Path, out: Path) -> None:
                 _write_items(pa.concat_tables(waiting), writer, finished)
 
 
-def _write_items(table: pa.Table, writer: pa.RecordBatchWriter, finished: set[str]) -> None:
+def _write_items(table: pa.Table, writer: pa.ipc.RecordBatchStreamWriter, finished: set[str]) -> None:
     """Write whole items, one row each."""
     item_id = table[ITEM_ID].to_numpy()
     bounds = np.concatenate([[0], np.flatnonzero(item_id[1:] != item_id[:-1]) + 1, [len(item_id)]])

@@ -1,12 +1,20 @@
 """Windows: one context and what follows it, cut at a cutoff, with all rows of its group."""
 
+import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
+
+from chronomoe.data.domains import Domain
+from chronomoe.data.series import Series
+from chronomoe.data.split import Part
+from chronomoe.errors import InputError
 
 
 class Window(NamedTuple):
@@ -25,20 +33,191 @@ class Window(NamedTuple):
     """Which window of its data set this is."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig:
+    """The shape of a window."""
+
+    context_length: int = 512
+    """Most past steps."""
+    horizon: int = 48
+    """Future steps."""
+    min_context_length: int = 32
+    """Fewest past steps."""
+    full_context_share: float = 0.8
+    """Training windows with all the context there is; the others keep a random number of its latest steps."""
+
+    def __post_init__(self) -> None:
+        if self.horizon < 1:
+            raise InputError(f"horizon must be at least 1 step, got {self.horizon}")
+        if not 1 <= self.min_context_length <= self.context_length:
+            raise InputError(
+                f"min_context_length must be from 1 to context_length ({self.context_length}), "
+                f"got {self.min_context_length}"
+            )
+
+
+def cut_window(series: Series, cutoff: int, *, context_length: int, horizon: int, index: int = 0) -> Window:
+    """Cut the window whose first target step is row ``cutoff``."""
+    past, future = slice(max(0, cutoff - context_length), cutoff), slice(cutoff, cutoff + horizon)
+    past_only = [values for name, values in series.covariates.items() if name not in series.known]
+    known = [series.covariates[name] for name in series.known]
+    rows = np.concatenate([series.target, *(values[None] for values in (*past_only, *known))])
+    target = np.full((len(rows), horizon), np.nan, dtype=np.float32)
+    seen = series.target[:, future]
+    target[: len(series.target), : seen.shape[1]] = seen
+    future_known = np.full((len(rows), horizon), np.nan, dtype=np.float32)
+    if known:
+        values = np.stack(known)[:, future]
+        future_known[-len(known) :, : values.shape[1]] = values
+    return Window(np.ascontiguousarray(rows[:, past], dtype=np.float32), target, future_known, index)
+
+
+class _Span(NamedTuple):
+    """The cutoffs of one series: ``first`` to ``last``, both included."""
+
+    series: int
+    first: int
+    last: int
+
+
+def _spans(domain: Domain, part: Part, config: WindowConfig) -> list[_Span]:
+    spans = []
+    for index, series in enumerate(domain.series):
+        rows = domain.split(series).rows(part)
+        first, last = max(rows.start, config.min_context_length), rows.stop - config.horizon
+        if first <= last:
+            spans.append(_Span(index, first, last))
+    if not spans:
+        raise InputError(
+            f"no series of domain {domain.name!r} has a {part} part that holds a context of "
+            f"{config.min_context_length} and a horizon of {config.horizon} steps; "
+            "shorten the horizon, move the cutoffs or pass longer series"
+        )
+    return spans
+
+
+class TrainingWindows(Dataset[Window]):
+    """Windows drawn at random: window ``i`` depends on the seed and ``i`` alone, and is cut when it is read.
+
+    Any number of processes can therefore share the work in any order, a run can resume anywhere, and series that stay
+    on disk are never in memory together. Domains take turns; within one, longer series are drawn more often.
+
+    Raises:
+        InputError: a domain has no series long enough.
+    """
+
+    def __init__(
+        self, domains: Sequence[Domain], config: WindowConfig, *, size: int, seed: int, part: Part = "train"
+    ) -> None:
+        self.domains, self.config, self.size, self.seed = list(domains), config, size, seed
+        self._spans = [_spans(domain, part, config) for domain in self.domains]
+        counts = [np.array([span.last - span.first + 1 for span in spans]) for spans in self._spans]
+        self._chances = [count / count.sum() for count in counts]
+        self.skipped = {
+            domain.name: len(domain.series) - len(spans)
+            for domain, spans in zip(self.domains, self._spans, strict=True)
+        }
+        """Series too short to give a window, by domain."""
+
+    def __len__(self) -> int:
+        return self.size
+
+    def domain_of(self, index: int) -> int:
+        """Return which domain window ``index`` is cut from."""
+        return index % len(self.domains)
+
+    def __getitem__(self, index: int) -> Window:
+        rng = np.random.default_rng([self.seed, index])
+        place = self.domain_of(index)
+        spans = self._spans[place]
+        span = spans[rng.choice(len(spans), p=self._chances[place])]
+        cutoff = int(rng.integers(span.first, span.last + 1))
+        length = self.config.context_length
+        if rng.random() >= self.config.full_context_share:
+            length = int(rng.integers(self.config.min_context_length, length + 1))
+        series = self.domains[place].series[span.series]
+        return cut_window(series, cutoff, context_length=length, horizon=self.config.horizon, index=index)
+
+
+class EvaluationWindows(Dataset[Window]):
+    """Windows at regular cutoffs of one part of one domain, a horizon apart; at most ``limit``, evenly spread.
+
+    Raises:
+        InputError: no series is long enough.
+    """
+
+    def __init__(self, domain: Domain, config: WindowConfig, *, part: Part, limit: int | None = None) -> None:
+        self.domain, self.config = domain, config
+        places = [
+            (span.series, cutoff)
+            for span in _spans(domain, part, config)
+            for cutoff in range(span.first, span.last + 1, config.horizon)
+        ]
+        if limit is not None and len(places) > limit:
+            places = [places[index] for index in np.linspace(0, len(places) - 1, limit).round().astype(int)]
+        self.places = places
+        """Series and cutoff of each window."""
+        self.skipped = len(domain.series) - len({series for series, _ in places})
+        """Series too short to give a window, or left out by ``limit``."""
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Window:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        series, cutoff = self.places[index]
+        return cut_window(
+            self.domain.series[series],
+            cutoff,
+            context_length=self.config.context_length,
+            horizon=self.config.horizon,
+            index=index,
+        )
+
+
+class JoinedWindows(Dataset[Window]):
+    """Windows of several data sets, one after the other, numbered on."""
+
+    def __init__(self, parts: Sequence[EvaluationWindows]) -> None:
+        self.parts = list(parts)
+        self._stops = np.cumsum([len(part) for part in self.parts])
+
+    def __len__(self) -> int:
+        return int(self._stops[-1])
+
+    def owner(self, index: int) -> int:
+        """Return which data set window ``index`` is from."""
+        return int(np.searchsorted(self._stops, index, side="right"))
+
+    def __getitem__(self, index: int) -> Window:
+        part = self.owner(index)
+        return self.parts[part][index - int(self._stops[part]) + len(self.parts[part])]._replace(index=index)
+
+
+def digest(window: Window) -> int:
+    """Return a number that changes with anything a forecast depends on: values, covariates, group composition."""
+    shapes = repr((window.context.shape, window.known.shape)).encode()
+    return zlib.crc32(
+        np.ascontiguousarray(window.known), zlib.crc32(np.ascontiguousarray(window.context), zlib.crc32(shapes))
+    )
+
+
 def collate(windows: Sequence[Window], *, patch_size: int) -> dict[str, Tensor | int]:
-    """Stack windows into the inputs of ``Chronos2Model.forward``.
+    """Stack windows into the inputs of ``Chronos2Model.forward``, with ``window`` and ``digest`` of each group.
 
     Contexts are padded on the left with NaN to the longest of the batch and every window is a group of its own.
     """
     longest = max(window.context.shape[1] for window in windows)
     horizon = max(window.target.shape[1] for window in windows)
+    sizes = torch.tensor([len(window.context) for window in windows])
     batch: dict[str, Tensor | int] = {
         "context": _stack([window.context for window in windows], longest, left=True),
         "future_target": _stack([window.target for window in windows], horizon, left=False),
-        "group_ids": torch.repeat_interleave(
-            torch.arange(len(windows)), torch.tensor([len(window.context) for window in windows])
-        ),
+        "group_ids": torch.repeat_interleave(torch.arange(len(windows)), sizes),
         "num_output_patches": -(-horizon // patch_size),
+        "window": torch.tensor([window.index for window in windows]),
+        "digest": torch.tensor([digest(window) for window in windows]),
     }
     if any(not np.isnan(window.known).all() for window in windows):
         batch["future_covariates"] = _stack([window.known for window in windows], horizon, left=False)
@@ -53,3 +232,12 @@ def _stack(parts: Sequence[NDArray[np.float32]], length: int, *, left: bool) -> 
         stacked[row : row + len(part), place] = part
         row += len(part)
     return torch.from_numpy(stacked)
+
+
+MODEL_INPUTS = ("context", "group_ids", "future_covariates", "num_output_patches")
+"""Keys of a batch that a model forecasts from."""
+
+
+def model_inputs(batch: dict[str, Tensor | int]) -> dict[str, Tensor | int]:
+    """Return what a model forecasts from, without targets and bookkeeping."""
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch}

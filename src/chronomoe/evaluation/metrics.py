@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 
 from chronomoe.errors import InputError, nearest
 
@@ -30,8 +30,8 @@ GATHERED_AT_ONCE = 2_000_000  # windows of a bootstrap held in memory
 class WindowScores(NamedTuple):
     """What each window adds to the sums that metrics are made of.
 
-    Errors are those of the median. Steps whose target is NaN count nowhere; a NaN forecast of an observed step makes its
-    window's sums NaN rather than go unnoticed (fev would leave the step out).
+    Errors are those of the median. Steps whose target is NaN count nowhere; a NaN forecast of an observed step makes
+    its window's sums NaN rather than go unnoticed (fev would leave the step out).
     """
 
     abs_error: Float[np.ndarray, " window"]
@@ -77,8 +77,7 @@ def seasonal_error(context: Float[np.ndarray, "*window time"], *, seasonality: i
     gap = np.abs(context[..., seasonality:] - context[..., :-seasonality])
     pairs = (~np.isnan(gap)).sum(axis=-1)
     with np.errstate(invalid="ignore"):
-        error: np.ndarray = np.nansum(gap, axis=-1) / np.where(pairs > 0, pairs, np.nan)
-    return error
+        return np.asarray(np.nansum(gap, axis=-1) / np.where(pairs > 0, pairs, np.nan))
 
 
 def score_windows(
@@ -91,9 +90,9 @@ def score_windows(
 ) -> WindowScores:
     """Score forecasts; ``target`` is NaN where nothing is to be counted.
 
-    ``levels`` must hold 0.1, 0.5 and 0.9. The quantile loss is a mean over the levels given: fev's default tasks have the
-    nine deciles, Chronos-2 has 21 levels, and the two are not comparable. The seasonal error of a window whose context
-    repeats exactly is 0: it counts as not defined, as in fev.
+    ``levels`` must hold 0.1, 0.5 and 0.9. The quantile loss is a mean over the levels given: fev's default tasks have
+    the nine deciles, Chronos-2 has 21 levels, and the two are not comparable. The seasonal error of a window whose
+    context repeats exactly is 0: it counts as not defined, as in fev.
     """
     place = {round(level, 6): index for index, level in enumerate(levels)}
     missing = [level for level in (LOWER80, MEDIAN, UPPER80) if level not in place]
@@ -144,8 +143,8 @@ def aggregate(scores: WindowScores) -> dict[str, float]:
     """Return every metric of :data:`METRICS` over all windows together; NaN where nothing counts.
 
     Equal to fev's classes of the same names on one evaluation window of a univariate task. Where fev averages (the
-    evaluation windows of a task, the dimensions of a multivariate one), all windows and rows are pooled here instead: the
-    same for MAE, MSE and MASE when each has as many observed steps, a different weighting for WQL. fev has no
+    evaluation windows of a task, the dimensions of a multivariate one), all windows and rows are pooled here instead:
+    the same for MAE, MSE and MASE when each has as many observed steps, a different weighting for WQL. fev has no
     ``coverage80``.
     """
     return {
@@ -184,8 +183,8 @@ def bootstrap_relative(
 
     A draw takes as many series as a domain has, with replacement, and from each of them as many windows as it has, with
     replacement; both models are scored on the same windows. A domain of one series resamples windows alone. Windows are
-    drawn one by one, not in blocks of neighbours: windows that overlap are treated as if they did not, so cut test windows
-    at least a horizon apart. Domains are the ones given: nothing is said about domains that were not.
+    drawn one by one, not in blocks of neighbours: windows that overlap are treated as if they did not, so cut test
+    windows at least a horizon apart. Domains are the ones given: nothing is said about domains that were not.
     """
     if draws < 1 or not 0 < confidence < 1:
         raise InputError(f"draws must be at least 1 and confidence between 0 and 1, got {draws} and {confidence}")
@@ -236,16 +235,13 @@ def _paired(model: Mapping[str, WindowScores], reference: Mapping[str, WindowSco
         raise InputError(f"a ratio needs the same domains on both sides, got {sorted(model)} and {sorted(reference)}")
     for name in model:
         for field in ("series", "observed", "abs_target", "scaled_observed"):
-            if not _equal(getattr(model[name], field), getattr(reference[name], field)):
+            one, other = getattr(model[name], field), getattr(reference[name], field)
+            if one.shape != other.shape or not np.allclose(one, other, equal_nan=True):
                 raise InputError(
-                    f"a ratio needs both models scored on the same windows in the same order; {field} differs in domain "
-                    f"{name!r}; score both in one pass"
+                    f"a ratio needs both models scored on the same windows in the same order; {field} differs in "
+                    f"domain {name!r}; score both in one pass"
                 )
     return METRICS[metric][0]
-
-
-def _equal(one: Shaped[np.ndarray, " one"], other: Shaped[np.ndarray, " other"]) -> bool:
-    return one.shape == other.shape and bool(np.allclose(one, other, equal_nan=True))
 
 
 def _divide(top: float, bottom: float) -> float:

@@ -1,7 +1,7 @@
 """Keeping experts in use: losses on the router and a bias without a loss.
 
-For frozen experts that specialise by domain, measure these over mixed batches: in a batch of one domain, an uneven load is
-what the router is for.
+For frozen experts that specialise by domain, measure these over mixed batches: in a batch of one domain, an uneven load
+is what the router is for.
 """
 
 from typing import Literal
@@ -27,8 +27,8 @@ def load_balancing_loss(
 ) -> Float[Tensor, ""]:
     """How far the router is from using all experts alike: 0 for "l2", 1 for "switch", when it is not at all.
 
-    "l2" is ``num_experts * sum((mean prob - 1 / num_experts) ** 2)``; "switch" is ``num_experts * sum(load * mean prob)``,
-    Fedus et al., 2021, https://arxiv.org/abs/2101.03961. Only ``prob`` carries gradient.
+    "l2" is ``num_experts * sum((mean prob - 1 / num_experts) ** 2)``; "switch" is ``num_experts * sum(load * mean
+    prob)``, Fedus et al., 2021, https://arxiv.org/abs/2101.03961. Only ``prob`` carries gradient.
     """
     mean, num_experts = prob.mean(dim=0), prob.shape[1]
     if kind == "l2":

@@ -18,7 +18,13 @@ from transformers.configuration_utils import PretrainedConfig
 from chronomoe.errors import InputError, nearest
 from chronomoe.models.balancing import LossFreeBias, expert_load, load_balancing_loss, z_loss
 from chronomoe.models.features import series_features
-from chronomoe.models.group_attention import ExactChronos2Model, ForecastOutput, unscale, use_exact_group_attention
+from chronomoe.models.group_attention import (
+    ExactChronos2Model,
+    ForecastOutput,
+    cast_parameters,
+    unscale,
+    use_exact_group_attention,
+)
 from chronomoe.models.router import RouterConfig, Routing, RoutingConfig, TimeSeriesRouter, choose, pool_groups
 
 
@@ -35,6 +41,13 @@ class BalanceConfig:
     bias_rate: float = 0.0
     """Step of the loss-free bias; 0 leaves it out."""
 
+    def __post_init__(self) -> None:
+        if self.kind not in ("l2", "switch"):
+            raise InputError(f"the balance loss must be 'l2' or 'switch', got {self.kind!r}")
+        for name in ("weight", "z_weight", "bias_rate"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MoEConfig:
@@ -49,9 +62,10 @@ class MoEConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "MoEConfig":
-        """Read what ``dataclasses.asdict`` wrote."""
+        """Read what ``dataclasses.asdict`` wrote, straight or through JSON, which turns tuples into lists."""
+        router = values["router"]
         return cls(
-            router=RouterConfig(**values["router"]),
+            router=RouterConfig(**router | {"hidden_sizes": tuple(router["hidden_sizes"])}),
             routing=RoutingConfig(**values["routing"]),
             balance=BalanceConfig(**values["balance"]),
         )
@@ -92,11 +106,13 @@ class DistilledMoE(PreTrainedModel):
 
     It is called as a ``Chronos2Model`` is. Rows of one group (the variates of a series and its covariates) are routed
     together by their mean score. Quantiles are averaged level by level in the experts' common normalised space (Vincent
-    averaging; Ratcliff, 1979), so the median is the average of medians there. Only chosen experts run, each once a batch.
+    averaging; Ratcliff, 1979), so the median is the average of medians there. Only chosen experts run, each once a
+    batch.
 
     ``experts``, ``router`` and ``top_k`` are there to read; :func:`build_mixture` makes one from trained students.
     """
 
+    experts: Sequence[ExactChronos2Model]
     config_class = DistilledMoEConfig
     _supports_long_horizon: bool = True
     _supports_future_covariates: bool = True
@@ -111,7 +127,7 @@ class DistilledMoE(PreTrainedModel):
             raise InputError(
                 f"top_k must be from 1 to {len(cores)}, the number of experts, got {self.moe.routing.top_k}"
             )
-        self.experts = nn.ModuleList(use_exact_group_attention(Chronos2Model(core)) for core in cores)
+        self.experts = nn.ModuleList(use_exact_group_attention(Chronos2Model(core)) for core in cores)  # type: ignore[assignment]
         self.chronos_config: Chronos2ForecastingConfig = self.experts[0].chronos_config
         self.num_quantiles = len(self.chronos_config.quantiles)
         self.instance_norm: InstanceNorm = self.experts[0].instance_norm
@@ -144,9 +160,9 @@ class DistilledMoE(PreTrainedModel):
         self.config.moe = asdict(self.moe)
 
     def active_parameters(self) -> int:
-        """Parameters that the forecast of one series uses at the most: the router's and the ``top_k`` largest experts'."""
+        """Count what the forecast of one series uses at the most: the router and the ``top_k`` largest experts."""
         sizes = sorted((sum(p.numel() for p in expert.parameters()) for expert in self.experts), reverse=True)
-        return sum(sizes[: self.top_k]) + sum(p.numel() for p in self.router.parameters())
+        return int(sum(sizes[: self.top_k]) + sum(p.numel() for p in self.router.parameters()))
 
     def router_inputs(self, context: Float[Tensor, "batch time"]) -> Float[Tensor, "batch feature"]:
         """Return what the router reads of each row."""
@@ -195,9 +211,7 @@ class DistilledMoE(PreTrainedModel):
         output_attentions: bool = False,
     ) -> DistilledMoEOutput:
         """Forecast, as ``Chronos2Model.forward`` does; experts' attention weights are not returned."""
-        if context_mask is not None:
-            context = context.masked_fill(context_mask == 0, torch.nan)
-        routing = self.route(context, group_ids=group_ids)
+        routing = self.route(_observed(context, context_mask), group_ids=group_ids)
         horizon = num_output_patches * self.chronos_config.output_patch_size
         normalized = torch.zeros(len(context), self.num_quantiles, horizon, device=context.device)
         for index, expert in enumerate(self.experts):
@@ -205,6 +219,7 @@ class DistilledMoE(PreTrainedModel):
             if len(row):
                 forecast = expert(
                     context[row],
+                    context_mask=None if context_mask is None else context_mask[row],
                     group_ids=None if group_ids is None else group_ids[row],
                     future_covariates=None if future_covariates is None else future_covariates[row],
                     future_covariates_mask=None if future_covariates_mask is None else future_covariates_mask[row],
@@ -235,7 +250,7 @@ class DistilledMoE(PreTrainedModel):
         )
 
     def _loss(self, normalized: Tensor, loc_scale: tuple[Tensor, Tensor], **inputs: Any) -> Tensor:
-        expert: ExactChronos2Model = self.experts[0]
+        expert = self.experts[0]
         _, known_mask = expert._prepare_patched_future(
             future_covariates=inputs["future_covariates"],
             future_covariates_mask=inputs["future_covariates_mask"],
@@ -243,7 +258,7 @@ class DistilledMoE(PreTrainedModel):
             num_output_patches=inputs["num_output_patches"],
             batch_size=len(normalized),
         )
-        return expert._compute_loss(
+        loss: Tensor = expert._compute_loss(
             normalized,
             inputs["future_target"],
             inputs["future_target_mask"],
@@ -251,6 +266,7 @@ class DistilledMoE(PreTrainedModel):
             loc_scale,
             inputs["num_output_patches"],
         )
+        return loss
 
     def _aux_loss(self, routing: Routing) -> Tensor:
         balance = self.moe.balance
@@ -278,16 +294,17 @@ class DistilledMoE(PreTrainedModel):
         """
         widths = {expert.config.d_model for expert in self.experts}
         if len(widths) > 1:
-            raise InputError(f"embeddings need experts of one d_model, these have {sorted(widths)}; embed with one expert")
-        if context_mask is not None:
-            context = context.masked_fill(context_mask == 0, torch.nan)
-        routing = self.route(context, group_ids=group_ids)
+            raise InputError(
+                f"embeddings need experts of one d_model, these have {sorted(widths)}; embed with one expert"
+            )
+        routing = self.route(_observed(context, context_mask), group_ids=group_ids)
         tokens: Tensor | None = None
         for index, expert in enumerate(self.experts):
             row, choice = torch.where((routing.expert == index) & (routing.gate > 0))
             if len(row):
+                mask = None if context_mask is None else context_mask[row]
                 ids = None if group_ids is None else group_ids[row]
-                states, *_ = expert.encode(context[row], group_ids=ids, num_output_patches=num_output_patches)
+                states, *_ = expert.encode(context[row], mask, ids, num_output_patches=num_output_patches)
                 part = routing.gate[row, choice, None, None] * states[0].float()
                 tokens = part.new_zeros(len(context), *part.shape[1:]) if tokens is None else tokens
                 tokens = tokens.index_add(0, row, part)
@@ -296,19 +313,25 @@ class DistilledMoE(PreTrainedModel):
         return Chronos2EncoderOutput(tokens), loc_scale, None, tokens.shape[1] - 1 - num_output_patches
 
 
+def _observed(context: Tensor, mask: Tensor | None) -> Tensor:
+    """Make what a mask hides missing, so that the router does not read it."""
+    return context if mask is None else context.masked_fill(mask == 0, torch.nan)
+
+
 def check_same_task(cores: Sequence[Chronos2CoreConfig], names: Sequence[str]) -> None:
     """Refuse experts that cannot be averaged: other quantile levels, patch size, horizon or context."""
     if not cores:
         raise InputError("a mixture needs at least one expert, got none")
     if len(names) != len(cores) or len(set(names)) != len(names):
         raise InputError(f"every expert needs a name of its own: {len(cores)} experts, names {list(names)}")
+    keys = ("quantiles", "input_patch_size", "output_patch_size", "max_output_patches", "context_length", "use_arcsinh")
     first = cores[0].chronos_config
     for name, core in zip(names[1:], cores[1:], strict=True):
-        for key in ("quantiles", "input_patch_size", "output_patch_size", "max_output_patches", "context_length"):
-            if core.chronos_config[key] != first[key]:
+        for key in keys:
+            if core.chronos_config.get(key) != first.get(key):
                 raise InputError(
-                    f"experts must share {key}: {names[0]!r} has {first[key]}, {name!r} has {core.chronos_config[key]}; "
-                    "distil them from one teacher"
+                    f"experts must share {key}: {names[0]!r} has {first.get(key)}, {name!r} has "
+                    f"{core.chronos_config.get(key)}; distil them from one teacher"
                 )
 
 
@@ -328,7 +351,8 @@ def build_mixture(experts: dict[str, Chronos2Model], config: MoEConfig) -> Disti
     mixture = DistilledMoE(DistilledMoEConfig(experts=cores, expert_names=names, moe=asdict(config)))
     for own, expert in zip(mixture.experts, experts.values(), strict=True):
         own.load_state_dict(expert.state_dict())
-    return mixture.to(next(iter(experts.values())).dtype)
+    cast_parameters(mixture, next(iter(experts.values())).dtype)
+    return mixture
 
 
 def expert_index(mixture: DistilledMoE, name: str) -> int:

@@ -15,18 +15,18 @@ NUM_SHAPE = 12
 NUM_FEATURES = len(LAGS) + NUM_BANDS + NUM_RECENT + NUM_SHAPE
 
 
-def series_features(
-    context: Float[Tensor, "batch time"], *, max_length: int = 512
-) -> Float[Tensor, "batch feature"]:
+def series_features(context: Float[Tensor, "batch time"], *, max_length: int = 512) -> Float[Tensor, "batch feature"]:
     """Describe each series by its shape alone, from its last ``max_length`` steps.
 
-    Moments, trend, recent values, autocorrelation, periodogram, missingness and intermittency, each of the order of one. A
-    series is described the same whatever its unit and level, whatever stands beside it in the batch, and however many NaN
-    precede its first value. NaN and constant series give finite features. In float32, of shape ``(batch, NUM_FEATURES)``.
+    Moments, trend, recent values, autocorrelation, periodogram, missingness and intermittency, each of the order of
+    one. A series is described the same whatever its unit and level, whatever stands beside it in the batch, and however
+    many NaN precede its first value. NaN and constant series give finite features. In float32, of shape
+    ``(batch, NUM_FEATURES)``.
     """
     values = context[:, -max_length:].double()
-    if values.shape[1] < max_length:
-        values = torch.nn.functional.pad(values, (max_length - values.shape[1], 0), value=torch.nan)
+    length = max(max_length, NUM_RECENT)
+    if values.shape[1] < length:
+        values = torch.nn.functional.pad(values, (length - values.shape[1], 0), value=torch.nan)
     seen = values.isfinite()
     count = seen.sum(dim=1, keepdim=True).clamp(min=1)
     z = _standardized(values, seen)

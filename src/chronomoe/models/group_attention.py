@@ -1,10 +1,10 @@
 """Chronos-2's forward pass, exact and without the work that no output depends on.
 
-Upstream's group attention scores every row of a batch against every other and masks out the rows of other groups, which
-costs ``O(batch^2)`` per time step. Here rows meet only the rows of their own group; a row that is alone attends to itself
-alone, for which attention is ``o(v(norm(x)))`` whatever ``q`` and ``k`` are. In the last block only the forecast tokens are
-computed, and leading patches that hold no value in any row are not computed at all (both encodings of time count from the
-cutoff backwards, so nothing else moves).
+Upstream's group attention scores every row of a batch against every other and masks out the rows of other groups,
+which costs ``O(batch^2)`` per time step. Here rows meet only the rows of their own group; a row that is alone attends
+to itself alone, for which attention is ``o(v(norm(x)))`` whatever ``q`` and ``k`` are. In the last block only the
+forecast tokens are computed, and leading patches that hold no value in any row are not computed at all (both encodings
+of time count from the cutoff backwards, so nothing else moves).
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 from chronos.chronos2 import Chronos2Model
-from chronos.chronos2.layers import Chronos2RotaryEmbedding
+from chronos.chronos2.layers import Chronos2RotaryEmbedding, GroupSelfAttention, TimeSelfAttention
 from chronos.chronos2.model import Chronos2EncoderOutput, Chronos2Output
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
 
 
 @dataclass
@@ -54,7 +55,7 @@ def plan_groups(group_ids: Int[Tensor, " batch"]) -> GroupPlan:
 
 
 def attend_in_groups(
-    layer: nn.Module,
+    layer: GroupSelfAttention,
     hidden: Float[Tensor, "batch token d_model"],
     *,
     plan: GroupPlan,
@@ -62,9 +63,11 @@ def attend_in_groups(
 ) -> Float[Tensor, "batch token d_model"]:
     """Apply a ``GroupSelfAttention`` layer to each group on its own."""
     attention = layer.self_attention
-    normed = layer.layer_norm(hidden)
+    normed: Tensor = layer.layer_norm(hidden)
+    update: Tensor
     if not plan.together:
-        return hidden + layer.dropout(attention.o(attention.v(normed)))
+        update = layer.dropout(attention.o(attention.v(normed)))
+        return hidden + update
     update = torch.empty_like(hidden)
     if len(plan.alone):
         update[plan.alone] = attention.o(attention.v(normed[plan.alone])).to(update.dtype)
@@ -78,11 +81,12 @@ def attend_in_groups(
             q, k, v, attn_mask=mask, dropout_p=attention.dropout if layer.training else 0.0, scale=1.0
         )
         update[rows] = attention.o(rearrange(mixed, "g t h m d -> g m t (h d)")).to(update.dtype)
-    return hidden + layer.dropout(update)
+    update = layer.dropout(update)
+    return hidden + update
 
 
 def attend_in_time(
-    layer: nn.Module,
+    layer: TimeSelfAttention,
     hidden: Float[Tensor, "batch token d_model"],
     *,
     rotation: tuple[Tensor, Tensor],
@@ -104,7 +108,8 @@ def attend_in_time(
     mixed = scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=attention.dropout if layer.training else 0.0, scale=1.0
     )
-    return hidden[:, -keep:] + layer.dropout(attention.o(rearrange(mixed, "b h t d -> b t (h d)")))
+    update: Tensor = layer.dropout(attention.o(rearrange(mixed, "b h t d -> b t (h d)")))
+    return hidden[:, -keep:] + update
 
 
 def invert(observed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -115,8 +120,8 @@ def invert(observed: Tensor, dtype: torch.dtype) -> Tensor:
 class ExactChronos2Model(Chronos2Model):
     """A ``Chronos2Model`` with a faster forward pass: the same parameters, checkpoint and numbers.
 
-    Made with :func:`use_exact_group_attention`. Tokens of patches in which a whole group has no value are the one exception
-    to equality: upstream fills them with an average over the batch, and nothing reads them.
+    Made with :func:`use_exact_group_attention`. Tokens of patches in which a whole group has no value are the one
+    exception to equality: upstream fills them with an average over the batch, and nothing reads them.
     """
 
     def encode(  # type: ignore[override]
@@ -134,7 +139,10 @@ class ExactChronos2Model(Chronos2Model):
         """Encode every token: see ``Chronos2Model.encode``; attention weights are computed by upstream's code."""
         inputs = (context, context_mask, group_ids, future_covariates, future_covariates_mask, num_output_patches)
         if output_attentions:
-            return super().encode(*inputs, future_target, future_target_mask, output_attentions=True)
+            encoded: tuple[Chronos2EncoderOutput, tuple[Tensor, Tensor], Tensor, int] = super().encode(
+                *inputs, future_target, future_target_mask, output_attentions=True
+            )
+            return encoded
         self._check(*inputs, future_target, future_target_mask)
         states, loc_scale, known_mask = self._tokens(*inputs, keep_all=True, trim=False)
         last = self.encoder.dropout(self.encoder.final_layer_norm(states[-1]))
@@ -153,13 +161,24 @@ class ExactChronos2Model(Chronos2Model):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> ForecastOutput:
-        """Forecast, as ``Chronos2Model.forward`` does; ``loss`` is upstream's when ``future_target`` is given."""
+        """Forecast, as ``Chronos2Model.forward`` does; ``loss`` is upstream's when ``future_target`` is given.
+
+        Attention weights are computed by upstream's code, which gives no hidden states.
+        """
         inputs = (context, context_mask, group_ids, future_covariates, future_covariates_mask, num_output_patches)
+        states: list[Tensor] | None = None
+        weights: dict[str, Any] = {}
         if output_attentions:
-            return super().forward(*inputs, future_target, future_target_mask, output_attentions=True)
-        self._check(*inputs, future_target, future_target_mask)
-        states, loc_scale, known_mask = self._tokens(*inputs, keep_all=output_hidden_states)
-        last = self.encoder.dropout(self.encoder.final_layer_norm(states[-1][:, -num_output_patches:]))
+            encoded, loc_scale, known_mask, _ = self.encode(
+                *inputs, future_target, future_target_mask, output_attentions=True
+            )
+            last = encoded.last_hidden_state[:, -num_output_patches:]
+            weights["enc_time_self_attn_weights"] = encoded.all_time_self_attn_weights
+            weights["enc_group_self_attn_weights"] = encoded.all_group_self_attn_weights
+        else:
+            self._check(*inputs, future_target, future_target_mask)
+            states, loc_scale, known_mask = self._tokens(*inputs, keep_all=output_hidden_states)
+            last = self.encoder.dropout(self.encoder.final_layer_norm(states[-1][:, -num_output_patches:]))
         normalized = rearrange(self.output_patch_embedding(last), "b n (q p) -> b q (n p)", q=self.num_quantiles)
         loss = None
         if future_target is not None:
@@ -171,7 +190,8 @@ class ExactChronos2Model(Chronos2Model):
             quantile_preds=unscale(self, normalized, loc_scale),
             normalized_preds=normalized,
             loc_scale=loc_scale,
-            hidden_states=tuple(states) if output_hidden_states else None,
+            hidden_states=tuple(states) if output_hidden_states and states else None,
+            **weights,
         )
 
     def _check(
@@ -255,13 +275,19 @@ class ExactChronos2Model(Chronos2Model):
 
 
 def unscale(
-    model: Chronos2Model,
+    model: PreTrainedModel,
     normalized: Float[Tensor, "batch quantile horizon"],
     loc_scale: tuple[Tensor, Tensor],
 ) -> Float[Tensor, "batch quantile horizon"]:
     """Return quantiles from the normalised space to the unit of the series."""
-    flat = model.instance_norm.inverse(normalized.flatten(start_dim=1), loc_scale)
+    flat: Tensor = model.instance_norm.inverse(normalized.flatten(start_dim=1), loc_scale)
     return flat.view(normalized.shape)
+
+
+def cast_parameters(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast parameters and no buffer, as loading a checkpoint does: ``module.to(dtype)`` rounds rotary frequencies."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def use_exact_group_attention(model: Chronos2Model) -> ExactChronos2Model:

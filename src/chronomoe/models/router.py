@@ -78,8 +78,8 @@ def choose(
 ) -> Routing:
     """Keep the most probable experts of each row and renormalise their gates.
 
-    Shazeer et al., 2017, https://arxiv.org/abs/1701.06538, without their noise. At ``top_k=1`` every gate is exactly 1, so no
-    gradient reaches the router through it.
+    Shazeer et al., 2017, https://arxiv.org/abs/1701.06538, without their noise. At ``top_k=1`` every gate is exactly 1,
+    so no gradient reaches the router through it.
 
     Args:
         score: of each expert.
@@ -110,12 +110,12 @@ def choose(
         unsure = prob.amax(dim=-1, keepdim=True) < config.fallback_below
         if config.fallback == "equal":
             gate = torch.where(unsure, 1 / config.top_k, gate)
-        else:
+        elif generalist is not None:
             alone = torch.zeros_like(gate)
             alone[:, 0] = 1
             gate = torch.where(unsure, alone, gate)
             others = torch.where(expert == generalist, expert[:, :1], expert)
-            others = torch.cat([torch.full_like(expert[:, :1], generalist or 0), others[:, 1:]], dim=1)
+            others = torch.cat([torch.full_like(expert[:, :1], generalist), others[:, 1:]], dim=1)
             expert = torch.where(unsure, others, expert)
     return Routing(expert, gate, prob, score)
 
@@ -141,12 +141,13 @@ class TimeSeriesRouter(nn.Module):
     def standardize_on(self, features: Float[Tensor, "batch feature"]) -> None:
         """Take the mean and standard deviation of the training features, used on every input from then on."""
         self.mean.copy_(features.mean(dim=0))
-        self.spread.copy_(features.std(dim=0).clamp(min=1e-3))
+        self.spread.copy_(features.std(dim=0, correction=0).clamp(min=1e-3))
 
     def forward(self, features: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch expert"]:
         """Score the experts of each row."""
         standard = ((features.float() - self.mean.float()) / self.spread.float()).clamp(-5, 5)
-        return self.network(standard.to(self.network[0].weight.dtype)).float()
+        score: Tensor = self.network(standard.to(next(self.network.parameters()).dtype))
+        return score.float()
 
 
 def pool_groups(

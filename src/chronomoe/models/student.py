@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from chronomoe.errors import InputError, nearest
-from chronomoe.models.group_attention import ExactChronos2Model, use_exact_group_attention
+from chronomoe.models.group_attention import ExactChronos2Model, cast_parameters, use_exact_group_attention
 
 PRESETS = {
-    "half": "half of the layers: about 50 % fewer parameters",
+    "half": "just under half of the layers: 50-60 % fewer parameters",
     "small": "a sixth of the layers, at least one: 60-80 % fewer parameters",
     "slim": "a sixth of the layers, half of the heads and feed-forward units: about 80-90 % fewer parameters",
 }
@@ -52,7 +52,7 @@ class StudentConfig:
         sixth = max(1, round(config.num_layers / 6))
         match name:
             case "half":
-                return cls(num_layers=max(1, config.num_layers // 2))
+                return cls(num_layers=max(1, (config.num_layers - 1) // 2))  # the embeddings stay whole
             case "small":
                 return cls(num_layers=sixth)
             case "slim":
@@ -65,10 +65,11 @@ def create_student_model(
 ) -> ExactChronos2Model:
     """Make a student: a ``Chronos2Model`` with fewer layers, heads, feed-forward units or channels than its teacher.
 
-    What is kept of a layer is what weighs most: heads and units by the product of the norms of the weights that read and
-    write them, channels by the norm of everything that reads or writes them (magnitude pruning; Muralidharan et al., 2024,
-    https://arxiv.org/abs/2407.14679, find activation-based importance somewhat better, at the price of calibration data).
-    Quantile levels, patch size, context and horizon limits are the teacher's. The teacher is not changed.
+    What is kept of a layer is what weighs most: heads and units by the product of the norms of the weights that read
+    and write them, channels by the norm of everything that reads or writes them (magnitude pruning; Muralidharan et
+    al., 2024, https://arxiv.org/abs/2407.14679, find activation-based importance somewhat better, at the price of
+    calibration data). Quantile levels, patch size, context and horizon limits are the teacher's. The teacher is not
+    changed.
 
     Args:
         teacher: any Chronos-2 model.
@@ -85,12 +86,14 @@ def create_student_model(
             if wanted > getattr(old, name):
                 raise InputError(f"{name} must be at most the teacher's {getattr(old, name)}, got {wanted}")
             setattr(new, name, wanted)
+    seed = int(torch.randint(2**31, (), generator=generator)) if config.init == "random" else 0
     with torch.random.fork_rng():
-        torch.manual_seed(torch.randint(2**31, (), generator=generator).item())
+        torch.manual_seed(seed)
         student = Chronos2Model(new)
     if config.init == "teacher":
         student.load_state_dict(_kept_weights(teacher, new))
-    return use_exact_group_attention(student.to(teacher.dtype))
+    cast_parameters(student, teacher.dtype)
+    return use_exact_group_attention(student.to(teacher.device))
 
 
 def kept_layers(total: int, kept: int) -> list[int]:
@@ -101,7 +104,7 @@ def kept_layers(total: int, kept: int) -> list[int]:
 
 
 def _kept_weights(teacher: Chronos2Model, new: Chronos2CoreConfig) -> dict[str, Tensor]:
-    weights = {name: value.detach().clone() for name, value in teacher.state_dict().items()}
+    weights = {name: value.detach().cpu().clone() for name, value in teacher.state_dict().items()}
     layers = kept_layers(teacher.config.num_layers, new.num_layers)
     moved: dict[str, Tensor] = {}
     for name, value in weights.items():

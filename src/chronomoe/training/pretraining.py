@@ -109,7 +109,7 @@ def new_teacher(config: PretrainConfig) -> ExactChronos2Model:
 
 
 class InOrderTrainer(Trainer):
-    """A ``Trainer`` that takes windows in their order: a data set that draws window ``i`` from ``i`` needs no shuffling."""
+    """A ``Trainer`` that takes windows in their order: they are drawn at random already."""
 
     def _get_train_sampler(self, train_dataset: object = None) -> torch.utils.data.Sampler[int]:
         return torch.utils.data.SequentialSampler(self.train_dataset)
@@ -124,7 +124,8 @@ def pretrain(
 ) -> ExactChronos2Model:
     """Train a teacher and write its checkpoint to ``out``; an interrupted run continues at its last saved step.
 
-    ``out`` also gets ``pretrain.json`` (the configuration), ``corpus/``, ``checkpoints/`` and TensorBoard files in ``logs/``.
+    ``out`` also gets ``pretrain.json`` (the configuration), ``corpus/``, ``checkpoints/`` and TensorBoard files in
+    ``logs/``.
 
     Raises:
         InputError: ``out`` holds a run of another configuration.

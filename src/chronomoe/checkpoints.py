@@ -1,0 +1,136 @@
+"""Checkpoints: finding one by name, telling what it holds, writing one whole or not at all."""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import chronos.chronos2
+from transformers import PreTrainedModel
+from transformers.configuration_utils import PretrainedConfig
+
+from chronomoe.errors import InputError, nearest
+
+ACCEPTED = "a hub id, a folder, an s3:// URL or 'tiny'"
+SHIPPED = ("tiny",)
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+ADAPTER = "adapter_config.json"
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
+CHECKPOINT_FILES = (*WEIGHTS, "*.index.json", "config.json", "generation_config.json", ADAPTER, "README.md", "LICENSE*")
+
+
+def find_checkpoint(name: str | Path, *, subfolder: str = "", force_s3_download: bool = False) -> str:
+    """Return what ``transformers`` can load for ``name``: a folder on this machine, or a hub id as it is.
+
+    Raises:
+        InputError: there is no such folder, or it holds no checkpoint.
+    """
+    if str(name).startswith("s3://"):
+        folder = _download_from_s3(str(name), force=force_s3_download)
+    elif name in SHIPPED:
+        folder = Path(str(files("chronomoe"))) / "assets" / str(name)
+        if not (folder / "config.json").is_file():
+            raise InputError(f"this installation holds no checkpoint {name!r}; reinstall chronomoe, or pass {ACCEPTED}")
+    else:
+        folder = Path(name).expanduser()
+        if not folder.exists() and not _names_a_folder(name):
+            return str(name)
+    _check_folder(folder / subfolder, name=str(name))
+    return str(folder)
+
+
+def _names_a_folder(name: str | Path) -> bool:
+    text = str(name)
+    is_path = isinstance(name, Path) or text.startswith((".", "/", "~")) or "\\" in text
+    return is_path or text.count("/") > 1 or ("/" in text and Path(text).parent.is_dir())
+
+
+def _check_folder(folder: Path, *, name: str) -> None:
+    if not folder.exists():
+        raise InputError(f"no checkpoint at {name!r}: there is no folder {folder}; accepted are {ACCEPTED}")
+    if not folder.is_dir():
+        raise InputError(f"a checkpoint is a folder, {name!r} is a file; pass the folder that holds config.json")
+    if not (folder / "config.json").is_file() and not (folder / ADAPTER).is_file():
+        raise InputError(f"no checkpoint in {name!r}: the folder has no config.json")
+    if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
+        raise InputError(
+            f"the checkpoint {name!r} has no weights: the folder has no model.safetensors or pytorch_model.bin; "
+            "save the model again, or download all of it"
+        )
+
+
+def _download_from_s3(url: str, *, force: bool) -> Path:
+    if len(url.removeprefix("s3://").strip("/").split("/")) < 2:
+        raise InputError(f"an S3 checkpoint is s3://bucket/folder, got {url!r}")
+    try:
+        from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+        from chronos.boto_utils import cache_model_from_s3
+    except ImportError as error:
+        raise InputError(f"loading {url!r} needs boto3: pip install 'chronomoe[s3]'") from error
+    try:
+        return Path(cache_model_from_s3(url, force_download=force))
+    except (BotoCoreError, ClientError) as error:
+        raise InputError(f"{url!r} cannot be read from S3: {error}") from error
+
+
+def architecture(name: str, hub_options: dict[str, Any]) -> type[PreTrainedModel]:
+    """Return the model class that the checkpoint's ``config.json`` names.
+
+    Raises:
+        InputError: it names none, or one that is neither Chronos-2 nor ours.
+    """
+    values, _ = PretrainedConfig.get_config_dict(name, **hub_options)
+    known = {
+        key: value
+        for key, value in vars(chronos.chronos2).items()
+        if isinstance(value, type) and issubclass(value, PreTrainedModel)
+    }
+    names = values.get("architectures") or []
+    if not names:
+        raise InputError(
+            f"{name!r} is not a Chronos-2 checkpoint: its config.json names no architecture "
+            f"(model_type {values.get('model_type')!r}); accepted are {', '.join(known)}"
+        )
+    if names[0] not in known:
+        raise InputError(
+            f"{name!r} is not a Chronos-2 checkpoint: unknown architecture {names[0]!r}. "
+            f"Available: {', '.join(known)}.{nearest(names[0], known)}"
+        )
+    if "chronos_config" not in values:
+        raise InputError(f"{name!r} is not a Chronos-2 checkpoint: its config.json has no chronos_config")
+    return known[names[0]]
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to write to, which becomes ``folder`` when the block ends well and vanishes otherwise.
+
+    A checkpoint that was there is replaced; a reader sees the old one or the new one.
+
+    Raises:
+        InputError: ``folder`` is a file, or holds anything but a checkpoint.
+    """
+    folder = folder.expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"a checkpoint is saved to a folder, {str(folder)!r} is a file; choose another name")
+    for path in sorted(folder.iterdir()) if folder.exists() else ():
+        if path.is_dir() or not any(fnmatch(path.name, pattern) for pattern in CHECKPOINT_FILES):
+            raise InputError(
+                f"{str(folder)!r} holds something else than a checkpoint: {path.name}; choose a new folder"
+            )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    former = beside.with_name(f"{beside.name}.former")
+    beside.mkdir()
+    try:
+        yield beside
+        if folder.exists():
+            folder.rename(former)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)

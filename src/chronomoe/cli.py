@@ -1,0 +1,263 @@
+"""The command line: each command parses, calls the library and says what was written."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from chronomoe.errors import InputError
+
+app = typer.Typer(
+    name="chronomoe",
+    help="Distil Chronos-2 into small experts and run them as one Mixture-of-Experts forecaster.\n\n"
+    "Start with: chronomoe run demo --out runs/demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+MODEL_HELP = "Hub id, folder or s3:// URL of a checkpoint, or 'tiny', the teacher that ships with the package."
+DATA_HELP = (
+    "CSV or Parquet file (long: item_id, timestamp, target; or wide), datasets folder, JSON lines, or demo:<name>."
+)
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder or file that the result is written to.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="Name of a recipe, such as demo, or a YAML file with the same fields.")],
+    out: Out,
+    teacher: Annotated[str | None, typer.Option(help="Use this teacher instead of the recipe's. " + MODEL_HELP)] = None,
+    steps: Annotated[int | None, typer.Option(help="Use this many training steps instead of the recipe's.")] = None,
+) -> None:
+    """Distil experts, train the router, evaluate and write a report. Run it again to continue after an interruption."""
+    from dataclasses import replace
+
+    from chronomoe.recipes import load_recipe
+    from chronomoe.run import run as run_recipe
+
+    config = load_recipe(recipe)
+    if teacher is not None:
+        config = replace(config, teacher=teacher)
+    if steps is not None:
+        config = replace(config, budget=replace(config.budget, steps=steps))
+    report = run_recipe(config, out, console=Console(stderr=True), command=_command())
+    _print_summary(out)
+    print(f"report: {report}")
+
+
+@app.command()
+def pretrain(
+    recipe: Annotated[str, typer.Argument(help="tiny-teacher, or a YAML file with the fields of PretrainConfig.")],
+    out: Out,
+    steps: Annotated[int | None, typer.Option(help="Use this many steps instead of the recipe's.")] = None,
+) -> None:
+    """Train a Chronos-2 teacher on synthetic series. Run it again to continue after an interruption."""
+    from dataclasses import replace
+
+    from chronomoe.recipes import load_recipe
+    from chronomoe.training.pretraining import PretrainConfig
+    from chronomoe.training.pretraining import pretrain as run_pretraining
+
+    config = load_recipe(recipe, PretrainConfig)
+    if steps is not None:
+        config = replace(config, steps=steps)
+    run_pretraining(config, out, progress=lambda done, total: print(f"corpus: pool {done} of {total}", file=sys.stderr))
+    print(f"saved {out}")
+
+
+@app.command()
+def distil(
+    teacher: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    data: Annotated[str, typer.Argument(help=DATA_HELP)],
+    out: Out,
+    horizon: Annotated[int, typer.Option(help="Steps to forecast.")] = 48,
+    context_length: Annotated[int, typer.Option(help="Past steps, at most.")] = 512,
+    student: Annotated[str, typer.Option(help="Size: half, small or slim, relative to the teacher.")] = "small",
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
+    batch_size: Annotated[int, typer.Option(help="Windows of a step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    soft_weight: Annotated[float, typer.Option(help="Share of the teacher's forecasts in the loss, 0 to 1.")] = 0.5,
+    target: Annotated[list[str] | None, typer.Option(help="Column to forecast; repeat it for several.")] = None,
+    known_covariate: Annotated[list[str] | None, typer.Option(help="Column known into the future.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
+) -> None:
+    """Distil a teacher into one student for one domain; the student loads in stock Chronos2Pipeline too."""
+    from chronomoe.run import distil_domain
+
+    path = distil_domain(
+        teacher,
+        _domain(data, target, known_covariate),
+        out,
+        horizon=horizon,
+        context_length=context_length,
+        student=student,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        soft_weight=soft_weight,
+        seed=seed,
+        console=Console(stderr=True),
+    )
+    print(f"saved {path}")
+
+
+@app.command()
+def compose(
+    experts: Annotated[list[str], typer.Argument(help="Checkpoints of students, as name=folder or just the folder.")],
+    data: Annotated[list[str], typer.Option(help="Series that the router learns from; repeat it. " + DATA_HELP)],
+    out: Out,
+    top_k: Annotated[int, typer.Option(help="Experts of a series.")] = 2,
+    horizon: Annotated[int, typer.Option(help="Steps to forecast.")] = 48,
+    context_length: Annotated[int, typer.Option(help="Past steps, at most.")] = 512,
+    windows: Annotated[int, typer.Option(help="Windows that the router learns from.")] = 4096,
+    select: Annotated[int | None, typer.Option(help="Keep this many experts, chosen greedily.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
+) -> None:
+    """Make a mixture of trained students: forecast with each once, train the router, save the checkpoint."""
+    from chronomoe.run import compose_mixture
+
+    named = dict(part.split("=", 1) if "=" in part else (Path(part).name, part) for part in experts)
+    if len(named) < len(experts):
+        raise InputError(f"every expert needs a name of its own, got {experts}; write name=folder")
+    path = compose_mixture(
+        named,
+        [_domain(part, None, None) for part in data],
+        out,
+        top_k=top_k,
+        horizon=horizon,
+        context_length=context_length,
+        windows=windows,
+        select=select,
+        seed=seed,
+        console=Console(stderr=True),
+    )
+    print(f"saved {path}")
+
+
+@app.command()
+def evaluate(
+    models: Annotated[
+        list[str], typer.Argument(help="Checkpoints to compare: hub ids, folders, s3:// URLs or 'tiny'.")
+    ],
+    data: Annotated[list[str], typer.Option(help="Series to test on; repeat it. " + DATA_HELP)],
+    horizon: Annotated[int, typer.Option(help="Steps to forecast.")],
+    out: Out,
+    context_length: Annotated[int, typer.Option(help="Past steps, at most.")] = 512,
+    limit: Annotated[int, typer.Option(help="Windows of each data set, at most.")] = 400,
+    target: Annotated[list[str] | None, typer.Option(help="Column to forecast; repeat it for several.")] = None,
+    known_covariate: Annotated[list[str] | None, typer.Option(help="Column known into the future.")] = None,
+    seasonality: Annotated[int | None, typer.Option(help="Steps of the main period.")] = None,
+) -> None:
+    """Score checkpoints and the seasonal naive forecast on the last fifth of the series; write one record a line."""
+    from chronomoe.evaluation.comparison import compare_checkpoints
+
+    records = compare_checkpoints(
+        models,
+        [_domain(part, target, known_covariate, seasonality) for part in data],
+        horizon=horizon,
+        context_length=context_length,
+        limit=limit,
+    )
+    _write_lines(records, out)
+    _print_records(records)
+    print(f"saved {out}")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    file: Annotated[Path, typer.Argument(help="Past values: a long or wide CSV or Parquet file.")],
+    horizon: Annotated[int, typer.Option(help="Steps to forecast.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV or Parquet file for the forecasts.")],
+    future: Annotated[Path | None, typer.Option(help="File with future values of known covariates.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Column to forecast; repeat it for several.")] = None,
+    levels: Annotated[str, typer.Option(help="Quantile levels, separated by commas.")] = "0.1,0.5,0.9",
+    batch_size: Annotated[int, typer.Option(help="Series forecast at once.")] = 256,
+) -> None:
+    """Forecast every series of a file; the result has the median as predictions, and quantiles."""
+    from chronomoe.forecasting import predict_file
+
+    rows = predict_file(
+        model,
+        file,
+        horizon=horizon,
+        out=out,
+        future=future,
+        target=target,
+        levels=_levels(levels),
+        batch_size=batch_size,
+    )
+    print(f"saved {out}: {rows} rows")
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """Write report.html and report.md of a finished run again."""
+    from chronomoe.evaluation.report import write_report
+
+    print(f"report: {write_report(folder)}")
+
+
+def _domain(data: str, target: list[str] | None, known: list[str] | None, seasonality: int | None = None) -> Any:
+    from chronomoe.data.domains import load_domain
+
+    return load_domain(data, target=target or "target", known_covariates=tuple(known or ()), seasonality=seasonality)
+
+
+def _levels(text: str) -> list[float]:
+    try:
+        levels = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"quantile levels must be numbers separated by commas, such as 0.1,0.5,0.9; got {text!r}"
+        ) from None
+    if not all(0 < level < 1 for level in levels):
+        raise InputError(f"quantile levels must lie between 0 and 1, got {text}")
+    return levels
+
+
+def _write_lines(records: list[dict[str, Any]], path: Path) -> None:
+    from chronomoe.stages import write_atomically
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
+
+
+def _print_summary(folder: Path) -> None:
+    _print_records([json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()])
+
+
+def _print_records(records: list[dict[str, Any]]) -> None:
+    """Print a table of WQL by domain, with the overall ratios."""
+    domains = [name for name in dict.fromkeys(record["domain"] for record in records) if name != "overall"]
+    table = Table(title="WQL by domain; overall: geometric mean relative to seasonal naive, lower is better")
+    for heading in ("model", *domains, "WQL", "MAE", "MASE"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    value = {(record["model"], record["domain"], record["metric"]): record["value"] for record in records}
+    names = dict.fromkeys(record["model"] for record in records)
+    for name in sorted(names, key=lambda name: value.get((name, "overall", "WQL"), float("inf"))):
+        cells = [value.get((name, domain, "WQL")) for domain in domains]
+        cells += [value.get((name, "overall", metric)) for metric in ("WQL", "MAE", "MASE")]
+        table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
+    Console().print(table)
+
+
+def _command() -> str:
+    return shlex.join(["chronomoe", *sys.argv[1:]])
+
+
+def main() -> None:
+    """Run the command line: a caller's mistake is one line on stderr and status 2."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of loading and saving small files; stages show their own
+    try:
+        app()
+    except InputError as error:
+        print(f"chronomoe: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from None

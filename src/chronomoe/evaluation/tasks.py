@@ -1,0 +1,109 @@
+"""Evaluation tasks: the test windows of a domain, forecasts of them, and their scores."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from transformers import PreTrainedModel
+
+from chronomoe.data.domains import Domain
+from chronomoe.data.split import Part
+from chronomoe.data.windows import EvaluationWindows, Window, WindowConfig
+from chronomoe.evaluation.metrics import WindowScores, score_windows, seasonal_error
+from chronomoe.pipeline import ChronoMoEPipeline
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Task:
+    """Windows of one domain, a horizon apart, and what happened in them; one row for each target variate."""
+
+    domain: Domain
+    """Where they were cut."""
+    windows: list[Window]
+    """Contexts, covariates and targets."""
+    target: Float[np.ndarray, "row horizon"]
+    """What happened; NaN where unknown."""
+    scale: Float[np.ndarray, " row"]
+    """Seasonal error of each context."""
+    series: Int[np.ndarray, " row"]
+    """Which series (and variate) each row belongs to."""
+    window: Int[np.ndarray, " row"]
+    """Which window each row belongs to."""
+    places: list[tuple[int, int]]
+    """Series and cutoff of each window."""
+
+    @property
+    def horizon(self) -> int:
+        """Future steps."""
+        return self.target.shape[1]
+
+
+def make_task(domain: Domain, config: WindowConfig, *, part: Part = "test", limit: int | None = None) -> Task:
+    """Cut the windows of a part of a domain, less those in which nothing was observed before or after the cutoff.
+
+    Raises:
+        InputError: no series is long enough.
+    """
+    found = EvaluationWindows(domain, config, part=part, limit=limit)
+    windows, places, target, scale, series, owner = [], [], [], [], [], []
+    for index, (place, cutoff) in enumerate(found.places):
+        window = found[index]
+        variates = len(domain.series[place].target)
+        if not (np.isfinite(window.target[:variates]).any() and np.isfinite(window.context[:variates]).any()):
+            continue
+        for variate in range(variates):
+            target.append(window.target[variate])
+            scale.append(seasonal_error(window.context[variate], seasonality=domain.seasonality))
+            series.append(place * variates + variate)
+            owner.append(len(windows))
+        windows.append(window)
+        places.append((place, cutoff))
+    return Task(
+        domain=domain,
+        windows=windows,
+        target=np.stack(target),
+        scale=np.array(scale),
+        series=np.array(series),
+        window=np.array(owner),
+        places=places,
+    )
+
+
+def pipeline_input(window: Window) -> dict[str, Any]:
+    """Return a window as ``Chronos2Pipeline.predict`` takes it."""
+    known = np.isfinite(window.known).any(axis=1)
+    is_target = np.isfinite(window.target).any(axis=1)
+    variates = int(np.flatnonzero(is_target).max(initial=0)) + 1
+    names = {row: f"covariate_{row}" for row in range(variates, len(window.context))}
+    entry: dict[str, Any] = {"target": window.context[:variates]}
+    if names:
+        entry["past_covariates"] = {name: window.context[row] for row, name in names.items()}
+        entry["future_covariates"] = {name: window.known[row] for row, name in names.items() if known[row]}
+    return entry
+
+
+def forecast(
+    model: PreTrainedModel | ChronoMoEPipeline, task: Task, *, batch_size: int = 256
+) -> Float[np.ndarray, "row quantile horizon"]:
+    """Forecast all windows of a task, through the pipeline, so that any horizon and covariates work."""
+    pipeline = model if isinstance(model, ChronoMoEPipeline) else ChronoMoEPipeline(model)
+    pipeline.model.eval()
+    rows = [
+        prediction[:variates].numpy()
+        for prediction, variates in zip(
+            pipeline.predict(
+                [pipeline_input(window) for window in task.windows],
+                prediction_length=task.horizon,
+                batch_size=batch_size,
+            ),
+            np.bincount(task.window).tolist(),
+            strict=True,
+        )
+    ]
+    return np.concatenate(rows)
+
+
+def score(task: Task, quantiles: Float[np.ndarray, "row quantile horizon"], *, levels: list[float]) -> WindowScores:
+    """Score forecasts of a task."""
+    return score_windows(quantiles, task.target, levels=levels, seasonal_error=task.scale, series=task.series)

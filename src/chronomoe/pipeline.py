@@ -1,0 +1,257 @@
+"""The pipeline: all that a ``Chronos2Pipeline`` does, for Chronos-2 models and for ours."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+from chronos.chronos2 import Chronos2Model, Chronos2Pipeline
+from chronos.chronos2.dataset import Chronos2Dataset, DatasetMode, PreparedInput, TensorOrArray
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from chronomoe.checkpoints import ACCEPTED, HUB_OPTIONS, architecture, find_checkpoint, whole_folder
+from chronomoe.errors import InputError
+from chronomoe.model_card import model_card
+from chronomoe.models.distilled_moe import DistilledMoE
+from chronomoe.models.group_attention import use_exact_group_attention
+
+if TYPE_CHECKING:
+    from peft import LoraConfig  # type: ignore[import-not-found,import-untyped]
+    from transformers.trainer_callback import TrainerCallback
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+Inputs: TypeAlias = (
+    TensorOrArray
+    | Sequence[TensorOrArray]
+    | Sequence[Mapping[str, TensorOrArray | Mapping[str, TensorOrArray | None]]]
+    | Sequence[PreparedInput]
+)
+"""What upstream's ``predict`` and ``fit`` take."""
+
+
+class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
+    """Forecast with a Chronos-2 model or a mixture of distilled experts.
+
+    ``predict``, ``predict_quantiles``, ``predict_df``, ``predict_fev`` and ``embed`` are upstream's and take what they
+    take: univariate and multivariate series, past and known covariates, long horizons, ``cross_learning`` (which makes
+    a whole batch one group, and so gives it one choice of experts).
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Wrap a model, in evaluation mode; a stock ``Chronos2Model`` gets the exact but faster forward pass."""
+        if type(model) is Chronos2Model:
+            use_exact_group_attention(model)
+        super().__init__(model=model.eval())
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, force_s3_download: bool = False, **kwargs: Any
+    ) -> "ChronoMoEPipeline":
+        """Load a checkpoint, of Chronos-2 or of ours.
+
+        Args:
+            pretrained_model_name_or_path: a hub id, a folder, an ``s3://`` URL, or "tiny" for the small teacher that
+                comes with the package (a folder of that name is "./tiny").
+            *args: as in ``PreTrainedModel.from_pretrained``.
+            force_s3_download: download again what is already here.
+            **kwargs: as in ``PreTrainedModel.from_pretrained``. ``dtype`` is float32 unless given: checkpoints are
+                often stored in bfloat16 to be small, and many CPUs compute slowly in it. "auto" keeps what is stored.
+
+        Raises:
+            InputError: there is no such checkpoint, it lacks its weights, or it is of another architecture.
+        """
+        old_name, dtype = kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None)
+        kwargs["dtype"] = _parse_dtype(dtype or old_name or torch.float32)
+        hub_options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
+        name = find_checkpoint(
+            pretrained_model_name_or_path, subfolder=kwargs.get("subfolder", ""), force_s3_download=force_s3_download
+        )
+        try:
+            if find_adapter_config_file(name, **hub_options) is not None:
+                return super().from_pretrained(name, *args, **kwargs)  # type: ignore[no-any-return]
+            model, report = architecture(name, hub_options).from_pretrained(
+                name, *args, output_loading_info=True, **kwargs
+            )
+        except (OSError, ImportError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"cannot load {name!r}; accepted are {ACCEPTED}: {reason}") from error
+        if report["missing_keys"]:
+            first = min(report["missing_keys"])
+            raise InputError(
+                f"the weights in {name!r} are not those of its config.json: {len(report['missing_keys'])} are missing, "
+                f"such as {first!r}; save the model again"
+            )
+        return cls(model)
+
+    def save_pretrained(
+        self, save_directory: str | Path, *args: Any, sections: Mapping[str, str] | None = None, **kwargs: Any
+    ) -> None:
+        """Save safetensors, config.json and a model card (README.md), all of them or nothing.
+
+        Stock ``Chronos2Pipeline`` loads plain Chronos-2 models without ChronoMoE, mixtures after ``import chronomoe``.
+
+        Args:
+            save_directory: a new or empty folder, or one that holds a checkpoint, which is replaced.
+            *args: as in ``PreTrainedModel.save_pretrained``.
+            sections: further headings of the model card with their Markdown.
+            **kwargs: as in ``PreTrainedModel.save_pretrained``.
+        """
+        name = Path(save_directory).expanduser().resolve().name
+        if kwargs.get("push_to_hub"):
+            kwargs.setdefault("repo_id", name)
+        with whole_folder(Path(save_directory)) as folder:
+            self.model.save_pretrained(folder, *args, **kwargs)
+            (folder / "README.md").write_text(model_card(self.model, name=name, sections=sections), encoding="utf-8")
+
+    def fit(
+        self,
+        inputs: Inputs,
+        prediction_length: int,
+        validation_inputs: Inputs | None = None,
+        finetune_mode: Literal["full", "lora"] = "full",
+        lora_config: "LoraConfig | dict[str, Any] | None" = None,
+        context_length: int | None = None,
+        learning_rate: float = 1e-6,
+        num_steps: int = 1000,
+        batch_size: int = 256,
+        output_dir: Path | str | None = None,
+        min_past: int | None = None,
+        finetuned_ckpt_name: str = "finetuned-ckpt",
+        callbacks: "list[TrainerCallback] | None" = None,
+        remove_printer_callback: bool = False,
+        disable_data_parallel: bool = True,
+        **extra_trainer_kwargs: Any,
+    ) -> "ChronoMoEPipeline":
+        """Fine-tune a copy of the model, experts and router alike, and return it in a new pipeline.
+
+        The arguments are those of ``Chronos2Pipeline.fit``, which does the work for plain Chronos-2 models. LoRA
+        adapters are merged into the weights at the end. The result is saved to ``output_dir / finetuned_ckpt_name``.
+        """
+        output_dir = Path(output_dir or Path("chronos-2-finetuned") / time.strftime("%Y-%m-%d_%H-%M-%S"))
+        arguments: dict[str, Any] = {
+            "inputs": inputs,
+            "prediction_length": prediction_length,
+            "validation_inputs": validation_inputs,
+            "finetune_mode": finetune_mode,
+            "lora_config": lora_config,
+            "context_length": context_length or self.model_context_length,
+            "learning_rate": learning_rate,
+            "num_steps": num_steps,
+            "batch_size": batch_size,
+            "output_dir": output_dir,
+            "min_past": prediction_length if min_past is None else min_past,
+            "callbacks": callbacks,
+            "remove_printer_callback": remove_printer_callback,
+            "disable_data_parallel": disable_data_parallel,
+        }
+        if isinstance(self.model, DistilledMoE):
+            from chronomoe.training.finetuning import finetune_mixture  # brings in transformers.Trainer: slow to import
+
+            model = finetune_mixture(self.model, **arguments, trainer_options=extra_trainer_kwargs)
+        else:
+            model = super().fit(**arguments, finetuned_ckpt_name=finetuned_ckpt_name, **extra_trainer_kwargs).model
+            if hasattr(model, "merge_and_unload"):  # upstream hands back the model with its LoRA adapters
+                model = model.merge_and_unload()
+        tuned = ChronoMoEPipeline(model)
+        tuned.save_pretrained(output_dir / finetuned_ckpt_name)
+        return tuned
+
+    def set_routing(
+        self,
+        *,
+        top_k: int | None = None,
+        temperature: float | None = None,
+        threshold: float | None | Literal["keep"] = "keep",
+        fallback: Literal["none", "equal", "generalist"] | None = None,
+        fallback_below: float | None = None,
+    ) -> None:
+        """Change how a mixture chooses its experts; what is not given stays. See ``RoutingConfig``.
+
+        Args:
+            top_k: experts of a series.
+            temperature: divides the router's scores.
+            threshold: probability that the chosen experts reach together (dynamic K), None to turn it off.
+            fallback: what happens where the router is unsure.
+            fallback_below: the probability below which it is.
+        """
+        wishes = {"top_k": top_k, "temperature": temperature, "fallback": fallback, "fallback_below": fallback_below}
+        changes: dict[str, Any] = {name: value for name, value in wishes.items() if value is not None}
+        if threshold != "keep":
+            changes["threshold"] = threshold
+        mixture = self._mixture("set_routing")
+        routing = replace(mixture.moe.routing, **changes)
+        if routing.fallback == "generalist" and mixture.generalist is None:
+            names = ", ".join(mixture.config.expert_names)
+            raise InputError(f"fallback 'generalist' needs an expert named 'generalist', got {names}; use 'equal'")
+        mixture.set_routing(routing)
+
+    @torch.no_grad()
+    def routing(
+        self, inputs: Inputs, *, batch_size: int = 256, context_length: int | None = None
+    ) -> list[dict[str, float]]:
+        """Tell which experts forecast each series, best first, and how much each counts: ``{expert name: gate}``.
+
+        The inputs are those of ``predict``. Horizons beyond one pass are routed anew for each pass; this is the first.
+        """
+        mixture = self._mixture("routing")
+        dataset = Chronos2Dataset(
+            _without_future(inputs),
+            context_length=min(context_length or self.model_context_length, self.model_context_length),
+            prediction_length=0,
+            batch_size=batch_size,
+            output_patch_size=self.model_output_patch_size,
+            mode=DatasetMode.TEST,
+        )
+        answer = []
+        for batch in dataset:
+            context = batch["context"].to(device=mixture.device, dtype=torch.float32)
+            chosen = mixture.route(context, group_ids=batch["group_ids"].to(mixture.device))
+            for first, _ in batch["target_idx_ranges"]:
+                pairs = zip(chosen.expert[first].tolist(), chosen.gate[first].tolist(), strict=True)
+                answer.append({mixture.config.expert_names[expert]: gate for expert, gate in pairs if gate > 0})
+        return answer
+
+    def _mixture(self, method: str) -> DistilledMoE:
+        if not isinstance(self.model, DistilledMoE):
+            raise InputError(f"{method} needs a mixture of experts, this pipeline holds a {type(self.model).__name__}")
+        return self.model
+
+
+def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", **kwargs: Any) -> PreTrainedModel:
+    """Load the model of a checkpoint; ``ChronoMoEPipeline.from_pretrained`` says what the arguments may be."""
+    model: PreTrainedModel = ChronoMoEPipeline.from_pretrained(name, dtype=dtype, **kwargs).model
+    return model
+
+
+def load_teacher(name: str | Path, *, dtype: str | torch.dtype = "float32", **kwargs: Any) -> Chronos2Model:
+    """Load a plain Chronos-2 model, from which students can be cut.
+
+    Raises:
+        InputError: the checkpoint is missing, damaged, of another architecture, or a mixture.
+    """
+    model = load_model(name, dtype=dtype, **kwargs)
+    if not isinstance(model, Chronos2Model):
+        raise InputError(f"a teacher must be a plain Chronos-2 model, {str(name)!r} holds a {type(model).__name__}")
+    return model
+
+
+def _parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES[dtype]
+
+
+def _without_future(inputs: Any) -> Any:
+    """Leave out the future values of known covariates, which upstream's dataset would hold against its horizon of 0."""
+    if len(inputs) == 0 or not isinstance(inputs[0], Mapping) or "future_covariates" not in inputs[0]:
+        return inputs
+    if "context" in inputs[0]:
+        return inputs
+    return [{**entry, "future_covariates": dict.fromkeys(entry["future_covariates"])} for entry in inputs]

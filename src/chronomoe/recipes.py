@@ -1,0 +1,223 @@
+"""Recipes: all that a run does, as one frozen configuration, named or in a YAML file."""
+
+import dataclasses
+import types
+import typing
+from dataclasses import asdict, dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from chronomoe.data.windows import WindowConfig
+from chronomoe.errors import InputError, nearest
+from chronomoe.models.distilled_moe import MoEConfig
+from chronomoe.models.student import StudentConfig
+from chronomoe.training.losses import LossConfig
+from chronomoe.training.routing import RouterTrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainConfig:
+    """One domain of a run."""
+
+    data: str
+    """``demo:<name>``, a benchmark's name, a file or folder, or ``hub:<id>``."""
+    name: str | None = None
+    """What to call it; by default what ``data`` calls it."""
+    folder: str | None = None
+    """Where the files of a benchmark lie."""
+    target: str | tuple[str, ...] = "target"
+    """Column to forecast, or several for multivariate series."""
+    known_covariates: tuple[str, ...] = ()
+    """Columns whose future is known at forecast time."""
+    freq: str | None = None
+    """Pandas alias of one step; inferred by default."""
+    seasonality: int | None = None
+    """Steps of the main period; by default the usual one of the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """How much training a mixture gets; every model it is compared with gets the same or its share of it."""
+
+    steps: int = 2000
+    """Student steps in all, for the generalist and the experts together."""
+    generalist_share: float = 0.5
+    """Share of the steps spent on the generalist that the experts branch from."""
+    batch_size: int = 64
+    """Windows of a step."""
+    windows: int = 16384
+    """Training windows that soft targets are computed for; steps go through them as often as it takes."""
+    learning_rate: float = 1e-3
+    """Peak for the generalist and for students straight from the teacher."""
+    expert_learning_rate: float = 5e-4
+    """Peak for experts branched from the generalist."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.generalist_share < 1:
+            raise InputError(f"generalist_share must be in [0, 1), got {self.generalist_share}")
+        if min(self.steps, self.batch_size, self.windows) < 1:
+            raise InputError("budget steps, batch_size and windows must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointConfig:
+    """Joint fine-tuning of router and experts, after the router."""
+
+    steps: int = 0
+    """Optimiser steps; 0 leaves it out."""
+    learning_rate: float = 2e-4
+    """Of the router."""
+    expert_learning_rate: float = 2e-5
+    """Of the experts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertsConfig:
+    """Which experts there are."""
+
+    branch: bool = True
+    """Start them from the generalist; else straight from the teacher."""
+    clusters: int | None = None
+    """Group series by this many clusters of teacher embeddings instead of by domain."""
+    generalist_member: bool = True
+    """Let the generalist be one of the experts."""
+    select: int | None = None
+    """Keep this many, chosen greedily by validation loss; all by default."""
+    own_share: float = 1.0
+    """Share of an expert's training windows from its own domain; the rest from all domains."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.own_share <= 1:
+            raise InputError(f"own_share must be in (0, 1], got {self.own_share}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured at the end."""
+
+    windows_per_domain: int = 400
+    """Test windows of each domain, at most."""
+    bootstrap_draws: int = 1000
+    """For confidence intervals."""
+    top_k: tuple[int, ...] = (1, 2)
+    """Mixtures evaluated besides the one trained."""
+    latency_repeats: int = 20
+    """Timed forecasts of each model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run of route 1."""
+
+    domains: tuple[DomainConfig, ...]
+    """At least one; experts are made for each."""
+    teacher: str = "tiny"
+    """Hub id, folder or s3:// URL of a Chronos-2 checkpoint, or "tiny", which ships with the package."""
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    """Context and horizon."""
+    student: str | StudentConfig = "small"
+    """A preset or a size."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """How much training."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """What students are trained on."""
+    experts: ExpertsConfig = field(default_factory=ExpertsConfig)
+    """Which experts there are."""
+    moe: MoEConfig = field(default_factory=MoEConfig)
+    """Router, routing and balance."""
+    router_windows: int = 4096
+    """Windows that the router learns from."""
+    router_part: Literal["train", "validation"] = "train"
+    """Part of the series they come from; early stopping always looks at other windows of the validation part."""
+    router: RouterTrainingConfig = field(default_factory=RouterTrainingConfig)
+    """How the router is trained."""
+    joint: JointConfig = field(default_factory=JointConfig)
+    """Joint fine-tuning."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What is measured."""
+    seed: int = 0
+    """Of everything that is random."""
+
+    def __post_init__(self) -> None:
+        if not self.domains:
+            raise InputError("a run needs at least one domain, got none")
+
+
+def recipe_names() -> list[str]:
+    """Return the recipes that ship with the package."""
+    folder = resources.files("chronomoe") / "assets" / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, kind: type[Any] = RunConfig) -> Any:
+    """Read a recipe by name or from a YAML file.
+
+    Raises:
+        InputError: there is no such recipe, the file is not YAML, or a key or value is not accepted.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise InputError(f"there is no recipe file {name}; write one, or use a name: {', '.join(recipe_names())}")
+        text = path.read_text()
+    elif name in recipe_names():
+        text = (resources.files("chronomoe") / "assets" / "recipes" / f"{name}.yaml").read_text()
+    else:
+        known = recipe_names()
+        raise InputError(
+            f"Unknown recipe {name!r}. Available: {', '.join(known)}, or a .yaml file.{nearest(name, known)}"
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{name} is not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{name} must hold keys and values, got {type(values).__name__}")
+    return parse(values, kind, source=name)
+
+
+def parse(values: dict[str, Any], kind: type[Any], *, source: str) -> Any:
+    """Turn plain values into a configuration, refusing unknown keys at any depth."""
+    _refuse_unknown(values, kind, source, "")
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "recipe"
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{source}: {place}: {message}") from None
+
+
+def dump(config: Any) -> str:
+    """Return a configuration as YAML that ``load_recipe`` reads back."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _refuse_unknown(values: Any, kind: Any, source: str, place: str) -> None:
+    if isinstance(kind, types.UnionType):
+        kind = next((option for option in typing.get_args(kind) if dataclasses.is_dataclass(option)), None)
+    if typing.get_origin(kind) is tuple and isinstance(values, list):
+        for index, value in enumerate(values):
+            _refuse_unknown(value, typing.get_args(kind)[0], source, f"{place}[{index}]")
+    if not (dataclasses.is_dataclass(kind) and isinstance(values, dict)):
+        return
+    hints = typing.get_type_hints(kind)
+    for key, value in values.items():
+        if key not in hints:
+            where = f"in {place}" if place else "at the top"
+            raise InputError(
+                f"{source}: unknown key {key!r} {where}. Available: {', '.join(hints)}.{nearest(str(key), hints)}"
+            )
+        _refuse_unknown(value, hints[key], source, f"{place}.{key}".lstrip("."))

@@ -1,0 +1,151 @@
+"""Stages: folders that appear whole or not at all, and are skipped when their inputs have not changed."""
+
+import errno
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from chronomoe.errors import InputError
+
+Report = Callable[[int, int], None]
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+MARKER = "chronomoe-run.json"
+
+
+class Workspace:
+    """The folder of a run and the stages in it.
+
+    A stage is made in ``<name>.partial`` and renamed when it is complete, so a kill at any moment leaves either
+    nothing, a partial folder that the stage itself can continue from, or the finished stage. Its key is a hash of its
+    inputs, those of earlier stages included: it is made again when they change and skipped when they do not.
+    """
+
+    def __init__(self, root: Path, *, console: Console | None = None) -> None:
+        check_folder(root)
+        self.root = root
+        self.console = console or Console(stderr=True)
+        self.seconds: dict[str, float] = {}
+        with _room(root, "the run"):
+            (root / "stages").mkdir(parents=True, exist_ok=True)
+            (root / MARKER).write_text(json.dumps({"format": 1}))
+
+    def stage(self, name: str, inputs: Any, make: Callable[[Path, Report], None]) -> Path:
+        """Return the folder of a stage, made by ``make(folder, report)`` unless it is there already.
+
+        Args:
+            name: of the stage; slashes make subfolders.
+            inputs: everything it depends on, as JSON.
+            make: fills the folder it is given, which may hold what an interrupted attempt with the same inputs left.
+
+        Raises:
+            InputError: the disk is full; finished stages stay.
+        """
+        key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+        folder = self.root / "stages" / name
+        partial = folder.with_name(folder.name + ".partial")
+        if _key(partial / "stage.json") == key:  # killed between the last write and the rename
+            _move(partial, folder)
+        if _key(folder / "stage.json") == key:
+            self.seconds[name] = json.loads((folder / "stage.json").read_text())["seconds"]
+            self.console.print(f"[dim]✓ {name}: unchanged, skipped[/dim]")
+            return folder
+        if _key(partial / "started.json") != key:
+            shutil.rmtree(partial, ignore_errors=True)
+        with _room(self.root, f"stage {name!r}"):
+            partial.mkdir(parents=True, exist_ok=True)
+            started = partial / "started.json"
+            spent = json.loads(started.read_text())["seconds"] if started.exists() else 0.0
+            started.write_text(json.dumps({"key": key, "seconds": spent}))
+            begin = time.monotonic()
+            with self._progress(name) as report:
+                make(partial, report)
+            seconds = time.monotonic() - begin
+            (partial / "stage.json").write_text(json.dumps({"key": key, "seconds": seconds}))
+            _move(partial, folder)
+        self.seconds[name] = seconds
+        self.console.print(f"[green]✓[/green] {name}: {seconds:.1f} s")
+        return folder
+
+    @contextmanager
+    def _progress(self, name: str) -> Iterator[Report]:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("time left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as bar:
+            task = bar.add_task(name, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def check_folder(root: Path) -> None:
+    """Refuse an output folder that holds something other than a run."""
+    if root.exists() and not root.is_dir():
+        raise InputError(f"the output folder {root} is a file; choose another name")
+    if root.is_dir() and any(root.iterdir()) and not (root / MARKER).exists():
+        raise InputError(f"the output folder {root} holds something else; choose an empty or a new one")
+
+
+def stage_key(folder: Path) -> str:
+    """Return the key of a finished stage, for the inputs of a later one."""
+    return str(json.loads((folder / "stage.json").read_text())["key"])
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that is there whole or not at all."""
+    with _room(path.parent, path.name):
+        scratch = path.with_name(path.name + ".partial")
+        scratch.write_text(text)
+        scratch.replace(path)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy a folder's files so that the copy is there whole or not at all."""
+    with _room(target.parent, target.name):
+        scratch = target.with_name(target.name + ".partial")
+        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.copytree(source, scratch, ignore=shutil.ignore_patterns("stage.json", "started.json"))
+        _move(scratch, target)
+
+
+def _key(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    try:
+        return str(json.loads(path.read_text())["key"])
+    except (json.JSONDecodeError, KeyError):  # cut short by a kill
+        return None
+
+
+def _move(source: Path, target: Path) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    source.rename(target)
+
+
+@contextmanager
+def _room(folder: Path, what: str) -> Iterator[None]:
+    """Turn a full disk, in whatever words a library reports it, into one clear error."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        number = getattr(error, "errno", None)
+        words = str(error).lower()
+        full = number in NO_ROOM or any(
+            sign in words for sign in ("no space left", "file too large", "file write failed")
+        )
+        if not full:
+            raise
+        raise InputError(
+            f"{what} could not be written, the disk that holds {folder} is full; what was finished stays: "
+            "free some room and run the same command again"
+        ) from error

@@ -1,0 +1,132 @@
+"""The distillation trainer: a ``transformers.Trainer`` with one overridden method."""
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainingArguments
+
+from chronomoe.data.soft_targets import SoftTargets
+from chronomoe.data.windows import model_inputs
+from chronomoe.models.group_attention import ExactChronos2Model
+from chronomoe.models.student import kept_layers
+from chronomoe.training.losses import LossConfig, LossParts, distillation_loss, hidden_loss
+
+
+class Chronos2DistillationTrainer(Trainer):
+    """Train a student on soft targets (the teacher's quantiles) and hard ones (what happened).
+
+    Any model that is called as a ``Chronos2Model`` and returns ``normalized_preds`` can be the student, a mixture too.
+    In evaluation the loss is the hard one, so that it compares students of different teachers and weights.
+
+    Args:
+        soft_targets: a live teacher or a store; None trains on the hard loss alone.
+        loss: weights and kinds of the losses.
+        hidden_teacher: the teacher whose hidden states are followed where ``loss.hidden_weight`` is not 0.
+        **trainer: what ``transformers.Trainer`` takes.
+    """
+
+    def __init__(
+        self,
+        *,
+        soft_targets: SoftTargets | None,
+        loss: LossConfig,
+        hidden_teacher: ExactChronos2Model | None = None,
+        **trainer: Any,
+    ) -> None:
+        super().__init__(**trainer)
+        self.soft_targets, self.loss, self.hidden_teacher = soft_targets, loss, hidden_teacher
+        self._parts: dict[str, list[float]] = defaultdict(list)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Tensor | int],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Return the distillation loss of a batch that ``collate`` made, plus the auxiliary loss of a mixture."""
+        follow = model.training and self.loss.hidden_weight > 0
+        output = model(**model_inputs(inputs), **({"output_hidden_states": True} if follow else {}))
+        plain = self.accelerator.unwrap_model(model)
+        target, _ = plain.instance_norm(inputs["future_target"], output.loc_scale)
+        soft = self.soft_targets(inputs) if model.training and self.soft_targets is not None else None
+        parts = distillation_loss(
+            output.normalized_preds,
+            teacher=soft,
+            target=target,
+            levels=torch.tensor(plain.chronos_config.quantiles, device=target.device),
+            config=self.loss,
+        )
+        total = parts.total
+        if follow:
+            total = total + self.loss.hidden_weight * self._hidden_loss(output.hidden_states, inputs)
+        if model.training and getattr(output, "aux_loss", None) is not None:
+            total = total + output.aux_loss
+        if model.training:
+            self._note(parts)
+        return (total, {"loss": total}) if return_outputs else total
+
+    def _hidden_loss(self, states: tuple[Tensor, ...], inputs: dict[str, Tensor | int]) -> Tensor:
+        assert self.hidden_teacher is not None  # checked by the caller that made this trainer
+        with torch.no_grad():
+            teacher = self.hidden_teacher(**model_inputs(inputs), output_hidden_states=True).hidden_states
+        return hidden_loss(states, teacher, kept_layers(len(teacher), len(states)))
+
+    def _note(self, parts: LossParts) -> None:
+        self._parts["soft"].append(parts.soft.item())
+        self._parts["hard"].append(parts.hard.item())
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the means of the soft and hard loss since the last report."""
+        if "loss" in logs:
+            logs |= {f"{name}_loss": sum(values) / len(values) for name, values in self._parts.items() if values}
+            self._parts.clear()
+        super().log(logs, *args, **kwargs)
+
+
+class JointTrainer(Chronos2DistillationTrainer):
+    """Train a mixture's router and experts together, the experts with a learning rate of their own.
+
+    Args:
+        expert_learning_rate: for everything but the router, whose rate is the trainer's.
+        **trainer: what ``Chronos2DistillationTrainer`` takes.
+    """
+
+    def __init__(self, *, expert_learning_rate: float, **trainer: Any) -> None:
+        super().__init__(**trainer)
+        self.expert_learning_rate = expert_learning_rate
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Make AdamW with one group for the router and one for the experts."""
+        if self.optimizer is None:
+            own = {id(parameter) for parameter in self.model.router.parameters()}
+            experts = [parameter for parameter in self.model.parameters() if id(parameter) not in own]
+            kind, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = [
+                {"params": list(self.model.router.parameters())},
+                {"params": experts, "lr": self.expert_learning_rate},
+            ]
+            self.optimizer = kind(groups, weight_decay=self.args.weight_decay, **options)
+        return self.optimizer
+
+
+def training_arguments(folder: str, **changes: Any) -> TrainingArguments:
+    """Return the arguments that all our trainers share, with changes; nothing is reported to the outside."""
+    settings: dict[str, Any] = {
+        "output_dir": folder,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "label_names": ["future_target"],
+        "prediction_loss_only": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "ddp_find_unused_parameters": True,  # univariate batches leave group attention's q and k unused
+        "optim": "adamw_torch_fused",
+        "adam_beta2": 0.98,
+        "max_grad_norm": 1.0,
+        "save_total_limit": 1,
+        "disable_tqdm": True,
+    }
+    return TrainingArguments(**(settings | changes))

@@ -1,0 +1,337 @@
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chronomoe.data.frames import Series, frame_to_series, is_wide, series_to_frame, wide_to_long
+from chronomoe.data.frequency import default_seasonality
+from chronomoe.errors import InputError
+
+
+def long_frame(items=("a", "b"), steps=6, freq="h", **columns):
+    frames = []
+    for position, item in enumerate(items):
+        times = pd.date_range("2024-01-01", periods=steps, freq=freq)
+        frames.append(pd.DataFrame({"item_id": item, "timestamp": times, "target": np.arange(steps) + 10.0 * position}))
+    return pd.concat(frames, ignore_index=True).assign(**columns)
+
+
+def wide_frame(steps=6, freq="h"):
+    times = pd.date_range("2024-01-01", periods=steps, freq=freq)
+    return pd.DataFrame({"timestamp": times, "x": np.arange(steps), "y": np.arange(steps) * 2.0})
+
+
+def refused(frame, match, **options):
+    with pytest.raises(InputError, match=match) as info:
+        frame_to_series(frame, **options)
+    message = str(info.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_long_frame_gives_one_series_for_each_item():
+    first, second = frame_to_series(long_frame())
+    assert (first.item_id, first.freq, first.start, len(first)) == ("a", "h", pd.Timestamp("2024-01-01"), 6)
+    assert first.target.shape == (1, 6)
+    assert first.target.dtype == np.float32
+    np.testing.assert_array_equal(second.target[0], np.arange(6) + 10)
+
+
+def test_rows_of_items_may_alternate():
+    frame = long_frame().sort_values("timestamp", kind="stable")
+    np.testing.assert_array_equal(frame_to_series(frame)[1].target[0], np.arange(6) + 10)
+
+
+def test_items_keep_the_order_of_first_appearance_and_numbers_become_names():
+    assert [item.item_id for item in frame_to_series(long_frame(items=(7, 3)))] == ["7", "3"]
+
+
+def test_several_targets_make_one_multivariate_series():
+    frame = long_frame(load=1.0, wind=2.0)
+    series = frame_to_series(frame, target=["load", "target"], known_covariates=["wind"])[0]
+    assert series.target_names == ("load", "target")
+    np.testing.assert_array_equal(series.target, [np.ones(6), np.arange(6)])
+    assert list(series.covariates) == ["wind"]
+    assert series.known == ("wind",)
+
+
+def test_past_only_covariates_are_carried_but_not_known():
+    series = frame_to_series(long_frame(price=np.arange(12.0)))[1]
+    np.testing.assert_array_equal(series.covariates["price"], np.arange(6) + 6)
+    assert series.known == ()
+
+
+def test_missing_values_stay_missing():
+    frame = long_frame()
+    frame.loc[[0, 4], "target"] = np.nan
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(frame_to_series(frame)[0].target[0])), [0, 4])
+
+
+def test_a_frame_without_item_id_is_one_series_and_its_other_columns_covariates():
+    frame = wide_frame().rename(columns={"x": "target"})
+    (series,) = frame_to_series(frame)
+    assert series.item_id == "series"
+    assert list(series.covariates) == ["y"]
+    (named,) = frame_to_series(wide_frame(), target=["x", "y"])
+    assert named.target_names == ("x", "y")
+
+
+def test_a_wide_frame_gives_the_series_of_its_long_form():
+    wide = wide_frame()
+    assert is_wide(wide)
+    assert not is_wide(long_frame())
+    for one, other in zip(frame_to_series(wide), frame_to_series(wide_to_long(wide)), strict=True):
+        assert (one.item_id, one.start, one.freq) == (other.item_id, other.start, other.freq)
+        np.testing.assert_array_equal(one.target, other.target)
+
+
+def test_named_index_levels_are_columns():
+    assert len(frame_to_series(long_frame().set_index(["item_id", "timestamp"]))) == 2
+    assert len(frame_to_series(wide_frame().set_index("timestamp"))) == 2
+
+
+def test_series_to_frame_inverts_frame_to_series():
+    frame = long_frame(price=np.arange(12.0))
+    back = series_to_frame(frame_to_series(frame))
+    pd.testing.assert_frame_equal(back, frame, check_dtype=False)
+
+
+def test_series_to_frame_fills_columns_that_a_series_lacks():
+    plain, priced = frame_to_series(long_frame(items=("a",))), frame_to_series(long_frame(items=("b",), price=1.0))
+    back = series_to_frame([*plain, *priced])
+    assert back["price"].isna().sum() == 6
+
+
+@pytest.mark.parametrize(
+    "freq",
+    ["h", "15min", "10min", "30s", "D", "2D", "B", "W-SUN", "W-WED", "2W-WED", "MS", "ME", "BMS", "QS-JAN", "QE-DEC"]
+    + ["YS-JAN"],
+)
+def test_the_usual_frequencies_are_inferred_and_cut_by(freq):
+    steps = 24
+    (series,) = frame_to_series(long_frame(items=("a",), steps=steps, freq=freq))
+    times = pd.date_range("2024-01-01", periods=steps, freq=freq)
+    pd.testing.assert_index_equal(series.timestamps(), times, exact="equiv", check_names=False)
+    part = series.cut(5, 9)
+    assert part.start == times[5]
+    np.testing.assert_array_equal(part.target, series.target[:, 5:9])
+    assert np.shares_memory(part.target, series.target)
+
+
+def test_weekly_items_may_have_their_own_weekdays():
+    frame = pd.concat([long_frame(("a",), freq="W-SUN"), long_frame(("b",), freq="W-WED")])
+    assert [series.freq for series in frame_to_series(frame)] == ["W-SUN", "W-WED"]
+
+
+def test_the_frequency_is_that_of_the_longest_item_and_short_ones_follow():
+    frame = pd.concat([long_frame(("a",), steps=1), long_frame(("b",), steps=2), long_frame(("c",), steps=5)])
+    assert [series.freq for series in frame_to_series(frame)] == ["h"] * 3
+
+
+def test_series_too_short_to_show_a_frequency_need_it_stated():
+    frame = long_frame(steps=2)
+    refused(frame, "at least 3 rows.*item 'a'.*has 2; pass freq=")
+    assert frame_to_series(frame, freq="h")[0].freq == "h"
+
+
+def test_aliases_of_older_pandas_are_understood():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert frame_to_series(long_frame(), freq="H")[0].freq == "h"
+        assert frame_to_series(long_frame(freq="ME"), freq="M")[0].freq == "ME"
+    refused(long_frame(), "freq must be a pandas offset alias.*got 'hourly'", freq="hourly")
+    refused(long_frame(), "got '-1h'", freq="-1h")
+
+
+def test_text_times_are_read_and_zones_become_utc():
+    frame = long_frame()
+    frame["timestamp"] = frame["timestamp"].astype(str)
+    assert frame_to_series(frame)[0].start == pd.Timestamp("2024-01-01")
+    frame["timestamp"] = pd.to_datetime(frame["timestamp"]).dt.tz_localize("Europe/Berlin")
+    assert frame_to_series(frame)[0].start == pd.Timestamp("2023-12-31 23:00")
+
+
+def test_series_of_only_missing_values_are_dropped_with_a_count():
+    frame = long_frame(items=("a", "b", "c"))
+    frame.loc[frame["item_id"] == "b", "target"] = np.nan
+    with pytest.warns(UserWarning, match="dropped 1 of 3 series.*'b'"):
+        assert [series.item_id for series in frame_to_series(frame)] == ["a", "c"]
+    with pytest.warns(UserWarning, match="dropped 1 of 2 series.*'y'"):
+        assert len(frame_to_series(wide_frame().assign(y=np.nan))) == 1
+    refused(frame.assign(target=np.nan), "all 3 hold only missing values")
+
+
+def test_constant_series_are_fine():
+    assert len(frame_to_series(long_frame(target=1))) == 2
+
+
+@pytest.mark.parametrize(
+    ("renamed", "match"),
+    [
+        ({"target": "Target"}, "missing column 'target'.*Did you mean 'Target'"),
+        ({"target": "value"}, "missing column 'target'.*Did you mean 'value'"),
+        ({"timestamp": "timestmp"}, "missing column 'timestamp'.*Did you mean 'timestmp'"),
+        ({"timestamp": "ds"}, "missing column 'timestamp'.*Did you mean 'ds'"),
+        ({"item_id": "Item ID"}, "missing column 'item_id'.*Did you mean 'Item ID'"),
+        ({"item_id": "unique_id"}, "missing column 'item_id'.*Did you mean 'unique_id'"),
+        ({"item_id": "unique_id", "target": "y"}, "missing column 'item_id'.*Did you mean 'unique_id'"),
+    ],
+)
+def test_misnamed_columns_are_refused_with_the_nearest_name(renamed, match):
+    refused(long_frame().rename(columns=renamed), match)
+
+
+def test_an_unknown_target_or_covariate_is_refused_with_the_nearest_name():
+    refused(long_frame(), "missing column 'targte'.*Did you mean 'target'", target="targte")
+    refused(
+        long_frame(price=1), "known covariates must be.*got 'prize'. Did you mean 'price'", known_covariates=["prize"]
+    )
+    refused(long_frame(), "there are none.*got 'target'", known_covariates=["target"])
+    refused(long_frame(), "different value columns", target=["target", "target"])
+    refused(wide_frame(), "a wide frame has no covariates", known_covariates=["x"])
+
+
+def test_unsorted_timestamps_are_refused():
+    frame = long_frame()
+    frame.loc[[8, 9]] = frame.loc[[9, 8]].to_numpy()
+    refused(frame, r"unsorted timestamps: item 'b' at row 3 of the item \(2024-01-01 02:00:00\).*sort_values")
+    refused(wide_frame().iloc[::-1], "unsorted")
+
+
+def test_duplicated_timestamps_are_refused():
+    frame = long_frame()
+    frame.loc[8, "timestamp"] = frame.loc[7, "timestamp"]
+    refused(frame, r"duplicated timestamp: item 'b' at row 2 of the item \(2024-01-01 01:00:00\).*drop_duplicates")
+
+
+@pytest.mark.parametrize("freq", ["h", "B", "MS", "W-SUN"])
+@pytest.mark.parametrize("given", [False, True])
+def test_missing_rows_are_refused_as_irregular_with_the_first_place(freq, given):
+    frame = long_frame(steps=30, freq=freq).drop(index=[50, 55])
+    time = str(pd.date_range("2024-01-01", periods=30, freq=freq)[21])
+    message = refused(frame, f"irregular frequency.*'{freq}'.*item 'b' at row 20.*{time}", freq=freq if given else None)
+    assert "Reindex" in message
+
+
+def test_a_gap_in_every_item_is_named_too():
+    message = refused(long_frame(("a",), steps=40, freq="MS").drop(index=[25]), "irregular frequency")
+    assert "'MS'" in message
+    assert "2026-03-01" in message
+
+
+def test_items_of_different_frequencies_are_refused():
+    frame = pd.concat([long_frame(("a",)), long_frame(("b",), steps=5, freq="D")])
+    refused(frame, "irregular frequency.*'h'.*item 'b'.*split items of different frequencies")
+
+
+def test_times_off_the_stated_calendar_are_refused():
+    frame = long_frame(("a",), steps=4, freq="MS")
+    frame["timestamp"] += pd.Timedelta(days=14)
+    refused(frame, "'MS' \\(given\\).*item 'a' at row 0", freq="MS")
+
+
+def test_an_empty_frame_is_refused():
+    refused(long_frame().iloc[:0], "the frame is empty")
+    refused(pd.DataFrame(), "the frame is empty")
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1e300])
+def test_infinite_values_are_refused_with_item_and_row(value):
+    frame = long_frame(price=1.0)
+    frame.loc[8, "target"] = value
+    refused(frame, "column 'target' must hold finite.*item 'b' at row 2")
+    frame = long_frame(price=1.0)
+    frame.loc[9, "price"] = value
+    refused(frame, "column 'price' must hold finite.*item 'b' at row 3")
+    wide = wide_frame()
+    wide.loc[2, "y"] = value
+    refused(wide, "'y' must hold finite.*item 'y' at row 2")
+
+
+def test_mixed_text_and_numbers_are_refused_with_column_and_value():
+    frame = long_frame()
+    frame["target"] = frame["target"].astype(object)
+    frame.loc[8, "target"] = "broken"
+    refused(frame, r"column 'target' mixes numbers and text: row 8 .* holds 'broken'")
+
+
+def test_numbers_written_as_text_are_read():
+    frame = long_frame()
+    frame["target"] = frame["target"].astype(str)
+    np.testing.assert_array_equal(frame_to_series(frame)[0].target[0], np.arange(6))
+
+
+def test_nullable_and_boolean_columns_are_numbers():
+    frame = long_frame(holiday=[True, False] * 6)
+    frame["target"] = frame["target"].astype("Float64")
+    frame.loc[0, "target"] = pd.NA
+    series = frame_to_series(frame)[0]
+    assert np.isnan(series.target[0, 0])
+    assert series.covariates["holiday"].tolist() == [1, 0] * 3
+
+
+@pytest.mark.parametrize("dtype", [object, "category", "string"])
+def test_categorical_covariates_are_refused_with_the_way_to_encode_them(dtype):
+    frame = long_frame(shop=pd.Series(["north", "south"] * 6, dtype=dtype))
+    refused(frame, "column 'shop' must hold numbers, got 'north'.*cat.codes")
+
+
+@pytest.mark.parametrize(
+    ("times", "match"),
+    [
+        (range(12), "must hold dates or times, got the number 0"),
+        (["2024-01-01", "soon"] * 6, "got 'soon' in row 1"),
+        ([None] * 12, "row 0 .* is empty"),
+    ],
+)
+def test_timestamps_that_are_no_times_are_refused(times, match):
+    refused(long_frame(timestamp=list(times)), match)
+
+
+def test_rows_without_an_item_are_refused():
+    frame = long_frame()
+    frame.loc[3, "item_id"] = None
+    refused(frame, "must name an item in every row, row 3")
+
+
+def test_columns_of_the_same_name_are_refused():
+    frame = long_frame(x=1).rename(columns={"x": "target"})
+    refused(frame, "a name of its own.*'target'")
+
+
+def test_a_series_checks_its_shapes():
+    values = np.zeros((2, 4), dtype=np.float32)
+    start = pd.Timestamp("2024-01-01")
+    with pytest.raises(InputError, match="one variate for each"):
+        Series(item_id="a", start=start, freq="h", target=values)
+    with pytest.raises(InputError, match="covariate 'x'.*4 steps"):
+        Series(item_id="a", start=start, freq="h", target=values[:1], covariates={"x": values[0, :2]})
+    with pytest.raises(InputError, match="known covariates"):
+        Series(item_id="a", start=start, freq="h", target=values[:1], known=("x",))
+    with pytest.raises(InputError, match="rows must lie within 0:4"):
+        Series(item_id="a", start=start, freq="h", target=values[:1]).cut(2, 5)
+
+
+@pytest.mark.parametrize(
+    ("freq", "period"),
+    [("h", 24), ("2h", 12), ("15min", 96), ("10min", 144), ("5min", 288), ("D", 7), ("B", 5), ("W-SUN", 52), ("MS", 12)]
+    + [("ME", 12), ("QS-OCT", 4), ("QE", 4), ("YS", 1), ("7min", 1), ("s", 3600), ("H", 24), ("14D", 1)],
+)
+def test_a_frequency_has_its_usual_seasonality(freq, period):
+    assert default_seasonality(freq) == period
+
+
+def test_a_million_rows_take_seconds_not_a_loop_over_rows():
+    items, steps = 1000, 1000
+    times = pd.date_range("2024-01-01", periods=steps, freq="h").to_numpy()
+    frame = pd.DataFrame(
+        {
+            "item_id": np.repeat([f"item {i}" for i in range(items)], steps),
+            "timestamp": np.tile(times, items),
+            "target": np.random.default_rng(0).random(items * steps),
+        }
+    )
+    series = frame_to_series(frame)
+    assert len(series) == items
+    assert series[-1].target[0, -1] == np.float32(frame["target"].iloc[-1])

@@ -1,0 +1,408 @@
+"""Forecasts, embeddings, routing and loading by every door; test_checkpoints.py and test_finetuning.py have the rest."""
+
+import json
+import subprocess
+import sys
+
+import datasets
+import fev
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from chronos import BaseChronosPipeline, Chronos2Pipeline
+from chronos.df_utils import validate_and_normalize_df
+
+from chronomoe import (
+    ChronoMoEPipeline,
+    InputError,
+    MoEConfig,
+    RoutingConfig,
+    StudentConfig,
+    build_mixture,
+    create_student_model,
+    load_model,
+)
+
+LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+PATCH, ONE_PASS = 16, 32
+FORECASTING = {"quantiles": LEVELS, "context_length": 64, "max_output_patches": 2}
+NAMES = ["traffic", "weather", "generalist"]
+
+
+@pytest.fixture
+def plain(make_teacher):
+    return make_teacher(num_layers=2, forecasting=FORECASTING)
+
+
+@pytest.fixture
+def mixture(make_teacher):
+    experts = {name: make_teacher(seed, num_layers=1, forecasting=FORECASTING) for seed, name in enumerate(NAMES)}
+    torch.manual_seed(0)
+    mixture = build_mixture(experts, MoEConfig())
+    with torch.no_grad():  # make the untrained router take sides, so that series differ in their experts
+        mixture.router.network[-1].weight.mul_(20)
+    return mixture
+
+
+@pytest.fixture(params=["plain", "mixture"])
+def model(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def pipeline(model):
+    return ChronoMoEPipeline(model)
+
+
+@pytest.fixture
+def saved(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def series(make_context):
+    """Three variates of each of four series."""
+    return make_context(12, 80).view(4, 3, 80)
+
+
+def with_covariates(series, horizon):
+    """Past values of two covariates, future values of one of them."""
+    future = np.linspace(0, 1, horizon, dtype=np.float32)
+    return [
+        {
+            "target": one[:1].numpy(),
+            "past_covariates": {"known": one[1].numpy(), "past": one[2].numpy()},
+            "future_covariates": {"known": future},
+        }
+        for one in series
+    ]
+
+
+def inputs_of(kind, series, horizon):
+    return {
+        "univariate": [one[0] for one in series],
+        "ragged": [one[0, start:] for start, one in zip((0, 7, 50, 79), series, strict=True)],
+        "multivariate": series,
+        "covariates": with_covariates(series, horizon),
+    }[kind]
+
+
+def forecast(pipeline, inputs, horizon=20):
+    return torch.stack(pipeline.predict(inputs, prediction_length=horizon))
+
+
+def assert_close(actual, expected):
+    """Equal but for the order of sums: other kernels run for other batches and for memory-mapped weights."""
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+KINDS = ["univariate", "ragged", "multivariate", "covariates"]
+VARIATES = {"univariate": 1, "ragged": 1, "multivariate": 3, "covariates": 1}
+
+
+def frame_of(series, columns=("target", "known", "past"), horizon=0):
+    """Return a long frame, and a second one with the future of "known"."""
+    time = pd.date_range("2024-01-01", periods=series.shape[-1] + horizon, freq="h")
+    past, future = time[: series.shape[-1]], time[series.shape[-1] :]
+    rows = [
+        pd.DataFrame({"item_id": f"item {index}", "timestamp": past} | dict(zip(columns, one.numpy(), strict=True)))
+        for index, one in enumerate(series)
+    ]
+    known = [
+        pd.DataFrame({"item_id": f"item {index}", "timestamp": future, "known": np.linspace(0, 1, horizon)})
+        for index in range(len(series))
+    ]
+    return pd.concat(rows, ignore_index=True), pd.concat(known, ignore_index=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("horizon", [20, 3 * ONE_PASS])
+@pytest.mark.parametrize("cross_learning", [False, True])
+@pytest.mark.filterwarnings("ignore:We recommend keeping prediction length")
+def test_a_plain_model_gives_the_numbers_of_the_stock_pipeline(make_teacher, series, kind, horizon, cross_learning):
+    inputs = inputs_of(kind, series, horizon)
+    both = []
+    for pipeline in (Chronos2Pipeline, ChronoMoEPipeline):
+        model = make_teacher(num_layers=2, forecasting=FORECASTING)
+        both.append(
+            pipeline(model).predict(inputs, prediction_length=horizon, batch_size=5, cross_learning=cross_learning)
+        )
+    for stock, ours in zip(*both, strict=True):
+        assert_close(ours, stock)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("horizon", [20, 3 * ONE_PASS])
+@pytest.mark.parametrize("cross_learning", [False, True])
+@pytest.mark.filterwarnings("ignore:We recommend keeping prediction length")
+def test_a_mixture_forecasts_every_kind_of_input(mixture, series, kind, horizon, cross_learning):
+    pipeline = ChronoMoEPipeline(mixture)
+    inputs = inputs_of(kind, series, horizon)
+    forecast = pipeline.predict(inputs, prediction_length=horizon, cross_learning=cross_learning)
+    assert [tuple(one.shape) for one in forecast] == [(VARIATES[kind], len(LEVELS), horizon)] * 4
+    assert all(one.isfinite().all() for one in forecast)
+
+
+@pytest.mark.filterwarnings("ignore:We recommend keeping prediction length")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixture_of_copies_forecasts_as_its_expert_does_even_unrolled(plain, series, kind):
+    mixture = build_mixture({"one": plain, "other": plain}, MoEConfig())
+    inputs = inputs_of(kind, series, 3 * ONE_PASS)
+    expected = ChronoMoEPipeline(plain).predict(inputs, prediction_length=3 * ONE_PASS)
+    actual = ChronoMoEPipeline(mixture).predict(inputs, prediction_length=3 * ONE_PASS)
+    for expert, mixed in zip(expected, actual, strict=True):
+        assert_close(mixed, expert)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forecast_does_not_depend_on_the_batch_size(pipeline, series, kind):
+    inputs = inputs_of(kind, series, 20)
+    alone = pipeline.predict(inputs, prediction_length=20, batch_size=1)
+    together = pipeline.predict(inputs, prediction_length=20, batch_size=256)
+    for one, other in zip(alone, together, strict=True):
+        assert_close(one, other)
+
+
+def test_known_covariates_change_the_forecast_of_a_mixture(mixture, series):
+    pipeline = ChronoMoEPipeline(mixture)
+    inputs = with_covariates(series, 20)
+    other = [{**entry, "future_covariates": {"known": 9 - entry["future_covariates"]["known"]}} for entry in inputs]
+    first, second = (pipeline.predict(each, prediction_length=20) for each in (inputs, other))
+    assert not any(torch.allclose(one, two) for one, two in zip(first, second, strict=True))
+
+
+def test_predict_quantiles_gives_the_levels_asked_for_in_their_order(pipeline, series):
+    inputs = inputs_of("univariate", series, 20)
+    quantiles, median = pipeline.predict_quantiles(inputs, prediction_length=20, quantile_levels=[0.9, 0.15, 0.5])
+    raw = pipeline.predict(inputs, prediction_length=20)
+    assert_close(quantiles[0][..., 0], raw[0][:, LEVELS.index(0.9)])
+    assert_close(quantiles[0][..., 1], raw[0][:, :2].mean(dim=1))  # half way from 0.1 to 0.2
+    assert_close(median[0], raw[0][:, LEVELS.index(0.5)])
+
+
+def test_predict_df_gives_the_numbers_of_predict_with_covariates(pipeline, series):
+    past, future = frame_of(series, horizon=20)
+    table = pipeline.predict_df(past, future_df=future, prediction_length=20)
+    expected = pipeline.predict(with_covariates(series, 20), prediction_length=20)
+    assert list(table["item_id"].unique()) == [f"item {index}" for index in range(4)]
+    assert table["timestamp"].iloc[0] == past["timestamp"].iloc[-1] + pd.Timedelta("1h")
+    median = torch.stack([one[0, LEVELS.index(0.5)] for one in expected]).flatten().numpy()
+    np.testing.assert_allclose(table["predictions"], median, rtol=1e-3, atol=1e-3)
+
+
+def test_predict_df_forecasts_several_targets_together(pipeline, series):
+    past, _ = frame_of(series, columns=("a", "b", "c"))
+    table = pipeline.predict_df(past, target=["a", "b", "c"], prediction_length=20)
+    expected = forecast(pipeline, series)
+    assert len(table) == 4 * 3 * 20
+    np.testing.assert_allclose(table["0.9"], expected[:, :, LEVELS.index(0.9)].flatten(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture
+def fev_task(series, tmp_path):
+    time = pd.date_range("2024-01-01", periods=series.shape[-1], freq="h")
+    rows = [
+        {"id": f"item {index}", "timestamp": time.tolist()} | dict(zip(("a", "b", "known"), one.tolist(), strict=True))
+        for index, one in enumerate(series)
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data.parquet")
+
+    def make(**changes):
+        settings = {"target": ["a", "b"], "known_dynamic_columns": ["known"], "horizon": 8, "num_windows": 2}
+        return fev.Task(
+            dataset_path=str(tmp_path / "data.parquet"),
+            eval_metric="SQL",
+            quantile_levels=LEVELS,
+            **(settings | changes),
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("as_univariate", [False, True])
+def test_predict_fev_is_scored_by_fev(pipeline, fev_task, as_univariate):
+    task = fev_task()
+    predictions, seconds = pipeline.predict_fev(task, as_univariate=as_univariate)
+    summary = task.evaluation_summary(predictions, model_name="ours")
+    assert len(predictions) == 2
+    assert np.isfinite(summary["test_error"])
+    assert seconds > 0
+
+
+def test_predict_fev_can_fine_tune_a_mixture_first(mixture, fev_task, tmp_path):
+    options = {"num_steps": 1, "output_dir": tmp_path / "tuned", "batch_size": 6, "disable_tqdm": True}
+    task = fev_task(num_windows=1)
+    predictions, _ = ChronoMoEPipeline(mixture).predict_fev(task, finetune_kwargs=options)
+    assert np.isfinite(task.evaluation_summary(predictions, model_name="ours")["test_error"])
+
+
+@pytest.mark.parametrize("kind", ["univariate", "multivariate"])
+def test_embed_gives_one_token_a_patch_and_two_more(pipeline, series, kind):
+    tokens, loc_scale = pipeline.embed(inputs_of(kind, series, 0))
+    expected = (VARIATES[kind], 64 // PATCH + 2, 48)
+    assert [tuple(one.shape) for one in tokens] == [expected] * 4
+    assert len(loc_scale) == 4
+    assert all(one.isfinite().all() for one in tokens)
+
+
+def test_embed_gives_the_numbers_of_the_stock_pipeline_for_a_plain_model(make_teacher, series):
+    stock, ours = (
+        pipeline(make_teacher(num_layers=2, forecasting=FORECASTING)).embed(series)[0]
+        for pipeline in (Chronos2Pipeline, ChronoMoEPipeline)
+    )
+    assert_close(torch.stack(ours), torch.stack(stock))
+
+
+def test_a_pipeline_forecasts_without_dropout(mixture, series):
+    pipeline = ChronoMoEPipeline(mixture.train())
+    first, second = (forecast(pipeline, series) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_every_loader_gives_the_same_numbers_after_saving(pipeline, saved, series):
+    expected = forecast(pipeline, series)
+    for loader in (ChronoMoEPipeline, BaseChronosPipeline, Chronos2Pipeline):
+        loaded = loader.from_pretrained(saved)
+        assert_close(forecast(loaded, series), expected)
+
+
+def test_the_base_class_loads_a_mixture_as_our_pipeline(mixture, tmp_path):
+    ChronoMoEPipeline(mixture).save_pretrained(tmp_path / "moe")
+    assert type(BaseChronosPipeline.from_pretrained(tmp_path / "moe")) is ChronoMoEPipeline
+
+
+def test_the_stock_pipeline_saves_a_mixture_that_loads_again(mixture, series, tmp_path):
+    Chronos2Pipeline(mixture.eval()).save_pretrained(tmp_path / "moe")
+    loaded = BaseChronosPipeline.from_pretrained(tmp_path / "moe")
+    expected = forecast(Chronos2Pipeline(mixture), series)
+    assert_close(forecast(loaded, series), expected)
+
+
+def test_the_calls_that_autogluon_makes_work_on_a_mixture(mixture, series, tmp_path):
+    ChronoMoEPipeline(mixture).save_pretrained(tmp_path / "moe")
+    pipeline = BaseChronosPipeline.from_pretrained(str(tmp_path / "moe"), device_map="cpu", dtype="float32")
+    assert pipeline.model.dtype == torch.float32
+    quantiles, median = pipeline.predict_quantiles(
+        inputs_of("covariates", series, 8), prediction_length=8, quantile_levels=[0.1, 0.5, 0.9], batch_size=2
+    )
+    assert quantiles[0].shape == (1, 8, 3)
+    assert median[0].shape == (1, 8)
+    past, future = frame_of(series, horizon=8)
+    past, future = validate_and_normalize_df(df=past, future_df=future, target_columns=["target"], prediction_length=8)
+    table = pipeline.predict_df(
+        past, future_df=future, target="target", prediction_length=8, quantile_levels=[0.1, 0.9], validate_inputs=False
+    )
+    assert len(table) == 4 * 8
+
+
+WITHOUT_US = """
+assert type(loaded) is chronos.Chronos2Pipeline
+assert not any(name.startswith("chronomoe") for name in sys.modules)
+"""
+
+WITH_US = """
+def globals_of_others():
+    return torch.initial_seed(), random.getstate(), torch.get_num_threads(), logging.root.handlers[:]
+
+before = globals_of_others()
+import chronomoe
+chronomoe._register_architectures()  # a second time
+assert globals_of_others() == before
+"""
+
+
+def fresh_process(tmp_path, folder, inputs, *, before="", after=""):
+    """Return the forecast for 8 steps of the stock pipeline in a process of its own."""
+    torch.save(inputs, tmp_path / "inputs.pt")
+    load = "loaded = chronos.Chronos2Pipeline.from_pretrained(sys.argv[1])"
+    save = "torch.save(torch.stack(loaded.predict(torch.load(sys.argv[2]), prediction_length=8)), sys.argv[3])"
+    script = "\n".join(["import logging, random, sys, chronos, torch", before, load, after, save])
+    command = [sys.executable, "-c", script, str(folder), str(tmp_path / "inputs.pt"), str(tmp_path / "forecast.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return torch.load(tmp_path / "forecast.pt")
+
+
+def test_a_plain_student_saved_by_us_loads_without_us(plain, series, tmp_path):
+    pipeline = ChronoMoEPipeline(create_student_model(plain, StudentConfig(num_layers=1)))
+    pipeline.save_pretrained(tmp_path / "student")
+    config = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert config["architectures"] == ["Chronos2Model"]
+    assert config["chronos_pipeline_class"] == "Chronos2Pipeline"
+    stock = fresh_process(tmp_path, tmp_path / "student", series, after=WITHOUT_US)
+    assert_close(stock, forecast(pipeline, series, 8))
+
+
+def test_importing_us_is_all_that_stock_needs_for_a_mixture_and_changes_nothing_else(mixture, series, tmp_path):
+    pipeline = ChronoMoEPipeline(mixture)
+    pipeline.save_pretrained(tmp_path / "moe")
+    stock = fresh_process(tmp_path, tmp_path / "moe", series, before=WITH_US)
+    assert_close(stock, forecast(pipeline, series, 8))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batch_size", [1, 256])
+def test_routing_names_the_experts_of_each_series_and_their_gates(mixture, series, kind, batch_size):
+    answer = ChronoMoEPipeline(mixture).routing(inputs_of(kind, series, 20), batch_size=batch_size)
+    assert len(answer) == 4
+    for gates in answer:
+        assert len(gates) == mixture.top_k
+        assert set(gates) <= set(NAMES)
+        assert list(gates.values()) == sorted(gates.values(), reverse=True)
+        assert sum(gates.values()) == pytest.approx(1)
+
+
+def test_routing_is_what_the_forecast_uses(mixture, series):
+    pipeline = ChronoMoEPipeline(mixture)
+    output = mixture(series[:, 0, -64:])
+    for row, gates in enumerate(pipeline.routing(series[:, :1])):
+        assert list(gates) == [NAMES[index] for index in output.routing.expert[row]]
+        assert list(gates.values()) == pytest.approx(output.routing.gate[row].tolist())
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_set_routing_changes_top_k_and_stays_after_saving(mixture, series, tmp_path, top_k):
+    pipeline = ChronoMoEPipeline(mixture)
+    pipeline.set_routing(top_k=top_k, temperature=3.0)
+    assert all(len(gates) == top_k for gates in pipeline.routing(series))
+    pipeline.save_pretrained(tmp_path / "moe")
+    assert load_model(tmp_path / "moe").moe.routing == RoutingConfig(top_k=top_k, temperature=3.0)
+
+
+def test_set_routing_turns_dynamic_k_on_and_off(mixture, series):
+    pipeline = ChronoMoEPipeline(mixture)
+    pipeline.set_routing(top_k=3, threshold=0.01)
+    assert all(len(gates) == 1 for gates in pipeline.routing(series))
+    pipeline.set_routing(temperature=2.0)
+    assert mixture.moe.routing.threshold == 0.01
+    pipeline.set_routing(threshold=None)
+    assert all(len(gates) == 3 for gates in pipeline.routing(series))
+
+
+def test_set_routing_sends_series_to_the_generalist_where_the_router_is_unsure(mixture, series):
+    pipeline = ChronoMoEPipeline(mixture)
+    pipeline.set_routing(fallback="generalist", fallback_below=1.0)
+    assert pipeline.routing(series) == [{"generalist": 1.0}] * 4
+
+
+def test_set_routing_refuses_more_experts_than_there_are(mixture):
+    with pytest.raises(InputError, match="top_k must be from 1 to 3, the number of experts, got 4"):
+        ChronoMoEPipeline(mixture).set_routing(top_k=4)
+
+
+def test_set_routing_refuses_a_generalist_that_does_not_exist(plain):
+    pipeline = ChronoMoEPipeline(build_mixture({"one": plain, "other": plain}, MoEConfig()))
+    with pytest.raises(InputError, match="needs an expert named 'generalist', got one, other; use 'equal'"):
+        pipeline.set_routing(fallback="generalist", fallback_below=0.5)
+
+
+def test_a_plain_model_has_no_routing(plain, series):
+    pipeline = ChronoMoEPipeline(plain)
+    with pytest.raises(
+        InputError, match="routing needs a mixture of experts, this pipeline holds a ExactChronos2Model"
+    ):
+        pipeline.routing(series)
+    with pytest.raises(InputError, match="set_routing needs a mixture"):
+        pipeline.set_routing(top_k=1)

@@ -1,0 +1,306 @@
+import gzip
+import json
+import pickle
+
+import datasets
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from chronomoe.data.frames import ArrowSeries, read_frame, read_series, series_to_frame
+from chronomoe.errors import InputError
+
+STEPS = 6
+TIMES = pd.date_range("2024-01-01", periods=STEPS, freq="h")
+
+
+@pytest.fixture(autouse=True)
+def quiet_and_local_datasets(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache of datasets")
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def frame():
+    return pd.DataFrame(
+        {
+            "item_id": np.repeat(["a", "b"], STEPS),
+            "timestamp": np.tile(TIMES, 2),
+            "target": np.arange(2.0 * STEPS),
+            "price": np.arange(2.0 * STEPS) * 2,
+        }
+    )
+
+
+@pytest.fixture
+def wide():
+    return pd.DataFrame({"date": TIMES, "x": np.arange(STEPS), "y": np.arange(STEPS) * 2.0})
+
+
+def rows(**columns):
+    """One row a series, as fev and Chronos have them."""
+    return {
+        "id": ["a", "b"],
+        "timestamp": [list(TIMES), list(TIMES[:4])],
+        "target": [[0.0, 1, None, 3, 4, 5], [6.0, 7, 8, 9]],
+        "category": ["static", "static"],
+    } | columns
+
+
+def same(one, other):
+    pd.testing.assert_frame_equal(series_to_frame(one), series_to_frame(other), check_dtype=False)
+
+
+@pytest.mark.parametrize("name", ["long.csv", "long.csv.gz", "long.parquet"])
+def test_a_long_file_gives_the_series_of_its_frame(frame, tmp_path, name):
+    save(frame, tmp_path / name)
+    series = read_series(tmp_path / name, known_covariates=["price"])
+    pd.testing.assert_frame_equal(series_to_frame(series), frame, check_dtype=False)
+    assert series[0].known == ("price",)
+    pd.testing.assert_frame_equal(read_frame(tmp_path / name), frame, check_dtype=False)
+
+
+@pytest.mark.parametrize("name", ["wide.csv", "wide.parquet"])
+def test_a_wide_file_is_read_as_a_long_frame(wide, tmp_path, name):
+    save(wide, tmp_path / name)
+    found = read_frame(tmp_path / name)
+    assert list(found.columns) == ["item_id", "timestamp", "target"]
+    assert [series.item_id for series in read_series(tmp_path / name)] == ["x", "y"]
+    (group,) = read_series(tmp_path / name, target=["x", "y"])
+    assert group.target.shape == (2, STEPS)
+
+
+def test_row_numbers_that_pandas_writes_are_no_series(wide, tmp_path):
+    wide.to_csv(tmp_path / "wide.csv")
+    assert [series.item_id for series in read_series(tmp_path / "wide.csv")] == ["x", "y"]
+
+
+def test_item_ids_stay_as_written(frame, tmp_path):
+    save(frame.replace({"item_id": {"a": "007", "b": "NA"}}), tmp_path / "long.csv")
+    assert [series.item_id for series in read_series(tmp_path / "long.csv")] == ["007", "NA"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "match"),
+    [
+        ("absent.csv", None, "no file or folder .*absent.csv'; the nearest folder that exists is"),
+        ("data.xlsx", b"x", "told by its suffix .*got .*data.xlsx"),
+        ("data.csv", b"", "is empty"),
+        ("data.csv", b"item_id,timestamp,target\n", "the frame is empty"),
+        ("data.csv", b"\xff\xfe\x00\x01", "cannot be read as .csv"),
+        ("data.csv", b'a,b\n1,2\n1,2,3,4\n"', "cannot be read as .csv"),
+        ("data.csv.gz", b"not gzip", "cannot be read as .csv.gz"),
+        ("data.parquet", b"not parquet", "cannot be read as .parquet"),
+        ("data.jsonl", b"", "is empty"),
+        ("data.jsonl", b"{broken\n", "line 1 is not a JSON object"),
+        ("data.jsonl", b"[1, 2]\n", "line 1 must be one JSON object"),
+        ("data.jsonl.gz", b"not gzip", "cannot be read as JSON lines"),
+    ],
+)
+def test_unreadable_files_are_refused_in_one_line(tmp_path, name, content, match):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=match) as info:
+        read_series(tmp_path / name)
+    assert "\n" not in str(info.value)
+
+
+def test_mixed_columns_of_a_csv_file_are_refused(frame, tmp_path):
+    frame["target"] = frame["target"].astype(object)
+    frame.loc[2, "target"] = "n.a.?"
+    save(frame, tmp_path / "long.csv")
+    with pytest.raises(InputError, match="'target' mixes numbers and text: row 2 .* 'n.a.\\?'"):
+        read_series(tmp_path / "long.csv")
+
+
+@pytest.mark.parametrize("layout", ["saved", "saved splits", "file", "folder"])
+def test_one_row_a_series_is_read_from_memory_mapped_tables(tmp_path, layout):
+    dataset = datasets.Dataset.from_dict(rows(price=[[1.0] * 6, [2.0] * 4]))
+    path = tmp_path / "data"
+    if layout == "saved":
+        dataset.save_to_disk(path)
+    elif layout == "saved splits":
+        datasets.DatasetDict({"train": dataset}).save_to_disk(path)
+    elif layout == "file":
+        path = tmp_path / "data.parquet"
+        dataset.to_parquet(path)
+    else:
+        path.mkdir()
+        dataset.select([0]).to_parquet(path / "train-00000-of-00002.parquet")
+        dataset.select([1]).to_parquet(path / "train-00001-of-00002.parquet")
+    series = read_series(path, known_covariates=["price"], cache_dir=tmp_path / "cache")
+    assert isinstance(series, ArrowSeries)
+    assert series._dataset.cache_files
+    assert [item.item_id for item in series] == ["a", "b"]
+    np.testing.assert_array_equal(series[0].target, [[0, 1, np.nan, 3, 4, 5]])
+    np.testing.assert_array_equal(series[1].target, [[6, 7, 8, 9]])
+    np.testing.assert_array_equal(series[-1].covariates["price"], [2] * 4)
+    assert (series[1].start, series[1].freq, series[1].known) == (TIMES[0], "h", ("price",))
+    assert len(series[:1]) == 1
+    same(pickle.loads(pickle.dumps(series)), series)
+
+
+def test_a_list_of_lists_or_several_columns_make_a_multivariate_series():
+    nested = rows(target=[[[0.0] * 6, [1.0] * 6], [[2.0] * 4, [3.0] * 4]])
+    series = ArrowSeries(datasets.Dataset.from_dict(nested))
+    assert series[1].target_names == ("target_0", "target_1")
+    np.testing.assert_array_equal(series[1].target, [[2] * 4, [3] * 4])
+    columns = datasets.Dataset.from_dict(rows(wind=[[1] * 6, [2] * 4]))
+    np.testing.assert_array_equal(ArrowSeries(columns, target=["target", "wind"])[1].target, [[6, 7, 8, 9], [2] * 4])
+
+
+def test_arrow_series_of_only_missing_values_are_dropped():
+    dataset = datasets.Dataset.from_dict(rows(target=[[float("nan")] * 6, [6.0, 7, 8, 9]]))
+    with pytest.warns(UserWarning, match="dropped 1 of 2 series.*'a'"):
+        series = ArrowSeries(dataset)
+    assert [item.item_id for item in series] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "match"),
+    [
+        ({"target": [[1.0] * 5, [1.0] * 4]}, "as long as its 'timestamp', got 5 values of 'target' for 6 .*'a'"),
+        ({"target": [[[1.0] * 6], [[1.0] * 3]]}, "as long as its 'timestamp', got 3 values"),
+        ({"target": [[[1.0] * 6], [[1.0] * 4] * 2]}, "must have the first one's 1 variates, got 2 for item 'b'"),
+        ({"target": [[1.0] * 6, [1.0, float("inf"), 1, 1]]}, "'target' must hold finite.*item 'b' at row 1"),
+        ({"shop": [["n"] * 6, ["s"] * 4]}, "column 'shop' must hold numbers.*encode"),
+        ({"timestamp": [list(TIMES[::-1]), list(TIMES[:4])]}, "unsorted timestamps: item 'a'"),
+        ({"timestamp": [list(TIMES), [*TIMES[:3], TIMES[5]]]}, "irregular frequency.*item 'b' at row 3"),
+        ({"id": ["a", "a"]}, "an item id of its own, got 'a' again"),
+        ({"id": ["a", None]}, "row 1 is empty"),
+    ],
+)
+def test_bad_rows_of_a_data_set_are_refused_when_it_is_opened(columns, match):
+    with pytest.raises(InputError, match=match):
+        ArrowSeries(datasets.Dataset.from_dict(rows(**columns)))
+
+
+def test_a_data_set_without_the_target_is_refused_with_the_nearest_column():
+    data = rows()
+    data["targets"] = data.pop("target")
+    with pytest.raises(InputError, match="missing column 'target'.*Did you mean 'targets'"):
+        ArrowSeries(datasets.Dataset.from_dict(data))
+
+
+@pytest.mark.parametrize("batch", [1, 4, 6, 7, 100])
+def test_a_streamed_parquet_file_equals_the_one_read_into_memory(frame, tmp_path, batch, monkeypatch):
+    monkeypatch.setattr("chronomoe.data.streaming._BATCH_ROWS", batch)
+    path = tmp_path / "long.parquet"
+    frame = pd.concat([frame, frame.assign(item_id="c" + frame["item_id"]).iloc[:7]])
+    save(frame, path)
+    streamed = read_series(path, freq="h", cache_dir=tmp_path / "cache")
+    assert isinstance(streamed, ArrowSeries)
+    same(streamed, read_series(path, freq="h"))
+    (made,) = (tmp_path / "cache").iterdir()
+    time = made.stat().st_mtime_ns
+    read_series(path, freq="h", cache_dir=tmp_path / "cache")
+    assert made.stat().st_mtime_ns == time
+
+
+def test_streaming_refuses_items_whose_rows_do_not_stand_together(frame, tmp_path):
+    save(frame.sort_values("timestamp", kind="stable"), tmp_path / "long.parquet")
+    with pytest.raises(InputError, match="item 'a' appears again.*sort the file"):
+        read_series(tmp_path / "long.parquet", cache_dir=tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_streaming_refuses_text_columns(frame, tmp_path):
+    save(frame.assign(shop="north"), tmp_path / "long.parquet")
+    with pytest.raises(InputError, match="column 'shop' must hold numbers"):
+        read_series(tmp_path / "long.parquet", cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.json", "data.json.gz"])
+def test_gluonts_json_lines_are_read(tmp_path, name):
+    lines = [
+        {
+            "item_id": "a",
+            "start": "2024-01-01 00:00:00",
+            "target": [1, None, "NaN", 4],
+            "feat_dynamic_real": [[0, 1, 2, 3, 4, 5]],
+            "past_feat_dynamic_real": [[5, 6, 7, 8]],
+            "feat_static_cat": [0],
+        },
+        {"start": "2024-01-01", "target": [[1, 2], [3, 4]]},
+    ]
+    save_lines(lines, tmp_path / name)
+    first, second = read_series(tmp_path / name, freq="H")
+    np.testing.assert_array_equal(first.target, [[1, np.nan, np.nan, 4]])
+    np.testing.assert_array_equal(first.covariates["feat_dynamic_real_0"], [0, 1, 2, 3])
+    assert first.known == ("feat_dynamic_real_0",)
+    assert list(first.covariates) == ["feat_dynamic_real_0", "past_feat_dynamic_real_0"]
+    assert (second.item_id, second.target_names, second.freq) == ("1", ("target_0", "target_1"), "h")
+
+
+def test_gluonts_metadata_tells_the_frequency(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "metadata.json").write_text(json.dumps({"freq": "M"}))
+    save_lines([{"start": "2024-01-15", "target": [1, 2, 3]}], tmp_path / "train" / "data.json")
+    (series,) = read_series(tmp_path / "train")
+    assert (series.freq, series.start) == ("ME", pd.Timestamp("2024-01-31"))
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        ({"start": "2024-01-01", "target": [1, 2]}, "line 1 states only when the series starts; pass freq="),
+        ({"start": "2024-01-01", "freq": "h"}, "line 1: missing field 'target'"),
+        ({"start": "soon", "target": [1], "freq": "h"}, "line 1: start must be a date or time, got 'soon'"),
+        ({"start": "2024-01-01", "target": ["x"], "freq": "h"}, "line 1: target must be a list of numbers"),
+        ({"start": "2024-01-01", "target": 3, "freq": "h"}, "line 1: target must be a list of numbers"),
+        ({"start": "2024-01-01", "target": [1, 1e300], "freq": "h"}, "finite.*item '0' at row 1"),
+        ({"start": "2024", "target": [1, 2], "freq": "h", "feat_dynamic_real": [[1]]}, "each of the target's 2 steps"),
+        ({"start": "2024", "target": [None], "freq": "h"}, "only missing values"),
+    ],
+)
+def test_bad_json_lines_are_refused(tmp_path, line, match):
+    save_lines([line], tmp_path / "data.jsonl")
+    with pytest.raises(InputError, match=match):
+        read_series(tmp_path / "data.jsonl")
+
+
+def test_a_folder_joins_its_files_and_names_items_after_them(frame, wide, tmp_path):
+    save(frame.drop(columns="price"), tmp_path / "first.csv")
+    save(wide, tmp_path / "second.parquet")
+    datasets.Dataset.from_dict(rows()).save_to_disk(tmp_path / "third")
+    (tmp_path / "README.md").write_text("not data")
+    series = read_series(tmp_path)
+    names = ["first/a", "first/b", "second/x", "second/y", "third/a", "third/b"]
+    assert [item.item_id for item in series] == names
+    assert series[-1].item_id == series[len(series) - 1].item_id == "third/b"
+    assert [item.item_id for item in series[1:3]] == names[1:3]
+    with pytest.raises(IndexError):
+        series[6]
+
+
+def test_a_folder_of_one_file_is_that_file(frame, tmp_path):
+    save(frame, tmp_path / "only.csv")
+    assert [item.item_id for item in read_series(tmp_path)] == ["a", "b"]
+
+
+def test_a_folder_without_data_is_refused_with_what_it_holds(tmp_path):
+    (tmp_path / "train").mkdir()
+    with pytest.raises(InputError, match="must hold files in a format that we know.*got 'train'"):
+        read_series(tmp_path)
+
+
+def test_a_wide_parquet_file_with_whole_number_types_is_read(tmp_path):
+    table = pa.table({"timestamp": pa.array(TIMES), "x": pa.array([1, None, 3, 4, 5, 6], type=pa.int16())})
+    pq.write_table(table, tmp_path / "wide.parquet")
+    (series,) = read_series(tmp_path / "wide.parquet")
+    assert np.isnan(series.target[0, 1])
+
+
+def save(frame, path):
+    if path.suffix == ".parquet":
+        frame.to_parquet(path, index=False)
+    else:
+        frame.to_csv(path, index=False)
+
+
+def save_lines(lines, path):
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
