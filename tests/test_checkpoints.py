@@ -3,6 +3,8 @@
 import http.server
 import json
 import shutil
+import subprocess
+import sys
 import threading
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from chronomoe import ChronoMoEPipeline, InputError, load_model, load_teacher
+from chronomoe import ChronoMoEPipeline, InputError, StudentConfig, create_student_model, load_model, load_teacher
 from chronomoe.models.group_attention import ExactChronos2Model
 
 
@@ -54,6 +56,43 @@ def forecast(pipeline, inputs, horizon=20):
 def assert_close(actual, expected):
     """Equal but for the order of sums: other kernels run for memory-mapped weights."""
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+STOCK = """
+import logging, random, sys, chronos, torch
+
+def forecast(folder):
+    loaded = chronos.Chronos2Pipeline.from_pretrained(folder)
+    assert type(loaded) is chronos.Chronos2Pipeline
+    return torch.stack(loaded.predict(torch.load(sys.argv[1]), prediction_length=8))
+
+def settings_of_others():
+    return torch.initial_seed(), random.getstate(), torch.get_num_threads(), logging.root.handlers[:]
+
+student = forecast(sys.argv[2])
+assert not any(name.startswith("chronomoe") for name in sys.modules)
+before = settings_of_others()
+import chronomoe
+chronomoe._register_architectures()  # a second time
+assert settings_of_others() == before
+torch.save((student, forecast(sys.argv[3])), sys.argv[4])
+"""
+
+
+def test_stock_loads_a_student_without_us_and_a_mixture_once_we_are_imported(plain, mixture, series, tmp_path):
+    student = ChronoMoEPipeline(create_student_model(plain, StudentConfig(num_layers=1)))
+    student.save_pretrained(tmp_path / "student")
+    config = json.loads((tmp_path / "student" / "config.json").read_text())
+    assert config["architectures"] == ["Chronos2Model"]
+    assert config["chronos_pipeline_class"] == "Chronos2Pipeline"
+    moe = ChronoMoEPipeline(mixture)
+    moe.save_pretrained(tmp_path / "moe")
+    torch.save(series, tmp_path / "series.pt")
+    paths = [str(tmp_path / name) for name in ("series.pt", "student", "moe", "forecasts.pt")]
+    done = subprocess.run([sys.executable, "-c", STOCK, *paths], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for stock, ours in zip(torch.load(tmp_path / "forecasts.pt"), (student, moe), strict=True):
+        assert_close(stock, forecast(ours, series, 8))
 
 
 def test_weights_are_loaded_in_float32_unless_another_dtype_is_asked_for(model, series, tmp_path):

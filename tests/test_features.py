@@ -88,6 +88,13 @@ def test_a_constant_has_no_shape_at_any_level():
     assert part(described, "autocorrelation").abs().max() == 0
 
 
+def test_rounding_is_no_shape():
+    level = torch.full((1, 50), 7e5)
+    rounded = torch.where(torch.arange(50) % 3 == 0, level.nextafter(torch.tensor(torch.inf)), level)
+    assert not torch.equal(rounded, level)
+    assert torch.equal(features(rounded), features(level))
+
+
 def test_autocorrelation_equals_the_slow_sum(gappy):
     measured = part(features(gappy), "autocorrelation")
     for row, values in enumerate(gappy.double()):

@@ -1,8 +1,4 @@
-"""Forecasts, embeddings, routing and loading by every door; test_checkpoints.py and test_finetuning.py have the rest."""
-
-import json
-import subprocess
-import sys
+"""Forecasts, embeddings, routing, and loading by every door."""
 
 import datasets
 import fev
@@ -18,9 +14,7 @@ from chronomoe import (
     InputError,
     MoEConfig,
     RoutingConfig,
-    StudentConfig,
     build_mixture,
-    create_student_model,
     load_model,
 )
 
@@ -295,51 +289,6 @@ def test_the_calls_that_autogluon_makes_work_on_a_mixture(mixture, series, tmp_p
         past, future_df=future, target="target", prediction_length=8, quantile_levels=[0.1, 0.9], validate_inputs=False
     )
     assert len(table) == 4 * 8
-
-
-WITHOUT_US = """
-assert type(loaded) is chronos.Chronos2Pipeline
-assert not any(name.startswith("chronomoe") for name in sys.modules)
-"""
-
-WITH_US = """
-def globals_of_others():
-    return torch.initial_seed(), random.getstate(), torch.get_num_threads(), logging.root.handlers[:]
-
-before = globals_of_others()
-import chronomoe
-chronomoe._register_architectures()  # a second time
-assert globals_of_others() == before
-"""
-
-
-def fresh_process(tmp_path, folder, inputs, *, before="", after=""):
-    """Return the forecast for 8 steps of the stock pipeline in a process of its own."""
-    torch.save(inputs, tmp_path / "inputs.pt")
-    load = "loaded = chronos.Chronos2Pipeline.from_pretrained(sys.argv[1])"
-    save = "torch.save(torch.stack(loaded.predict(torch.load(sys.argv[2]), prediction_length=8)), sys.argv[3])"
-    script = "\n".join(["import logging, random, sys, chronos, torch", before, load, after, save])
-    command = [sys.executable, "-c", script, str(folder), str(tmp_path / "inputs.pt"), str(tmp_path / "forecast.pt")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return torch.load(tmp_path / "forecast.pt")
-
-
-def test_a_plain_student_saved_by_us_loads_without_us(plain, series, tmp_path):
-    pipeline = ChronoMoEPipeline(create_student_model(plain, StudentConfig(num_layers=1)))
-    pipeline.save_pretrained(tmp_path / "student")
-    config = json.loads((tmp_path / "student" / "config.json").read_text())
-    assert config["architectures"] == ["Chronos2Model"]
-    assert config["chronos_pipeline_class"] == "Chronos2Pipeline"
-    stock = fresh_process(tmp_path, tmp_path / "student", series, after=WITHOUT_US)
-    assert_close(stock, forecast(pipeline, series, 8))
-
-
-def test_importing_us_is_all_that_stock_needs_for_a_mixture_and_changes_nothing_else(mixture, series, tmp_path):
-    pipeline = ChronoMoEPipeline(mixture)
-    pipeline.save_pretrained(tmp_path / "moe")
-    stock = fresh_process(tmp_path, tmp_path / "moe", series, before=WITH_US)
-    assert_close(stock, forecast(pipeline, series, 8))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -338,6 +338,25 @@ def test_each_horizon_has_its_tables(tmp_path):
     assert "<h3>WQL, horizon 96</h3>" in text
 
 
+def test_domains_may_have_horizons_of_their_own(tmp_path):
+    records = make_run(tmp_path)
+    for record in records:
+        record["horizon"] = 7 if record["domain"] == "web" else 24
+    (tmp_path / "evaluation.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    tables = read(write_report(tmp_path)).tables
+    assert "–" not in str(tables)
+    assert [table for table in tables if table[0][1:] == ["web"]]
+    assert "horizon 7, 24." in (tmp_path / "report.html").read_text()
+
+
+def test_records_without_overall_values_still_make_a_report(tmp_path):
+    records = [record for record in make_run(tmp_path) if record["domain"] != "overall"]
+    (tmp_path / "evaluation.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    text = write_report(tmp_path).read_text()
+    assert 'id="domains"' in text
+    assert 'id="overall"' not in text
+
+
 def test_a_forecast_of_gaps_and_a_flat_series_are_drawn(tmp_path):
     make_run(tmp_path)
     forecast = make_forecast(np.random.default_rng(0), "web")

@@ -87,20 +87,25 @@ def distil(
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
 ) -> None:
     """Distil a teacher into one student for one domain; the student loads in stock Chronos2Pipeline too."""
-    from chronomoe.run import distil_domain
+    from chronomoe.commands import distil_domain
+    from chronomoe.data.windows import WindowConfig
+    from chronomoe.training.experts import DistilConfig
+    from chronomoe.training.losses import LossConfig
 
+    training = DistilConfig(
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        loss=LossConfig(soft_weight=soft_weight),
+        seed=seed,
+    )
     path = distil_domain(
         teacher,
         _domain(data, target, known_covariate),
         out,
-        horizon=horizon,
-        context_length=context_length,
+        windows=WindowConfig(context_length=context_length, horizon=horizon),
         student=student,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        soft_weight=soft_weight,
-        seed=seed,
+        training=training,
         console=Console(stderr=True),
     )
     print(f"saved {path}")
@@ -119,7 +124,10 @@ def compose(
     seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
 ) -> None:
     """Make a mixture of trained students: forecast with each once, train the router, save the checkpoint."""
-    from chronomoe.run import compose_mixture
+    from chronomoe.commands import compose_mixture
+    from chronomoe.data.windows import WindowConfig
+    from chronomoe.models.router import RoutingConfig
+    from chronomoe.training.routing import RouterTrainingConfig
 
     named = dict(part.split("=", 1) if "=" in part else (Path(part).name, part) for part in experts)
     if len(named) < len(experts):
@@ -128,12 +136,11 @@ def compose(
         named,
         [_domain(part, None, None) for part in data],
         out,
-        top_k=top_k,
-        horizon=horizon,
-        context_length=context_length,
-        windows=windows,
+        windows=WindowConfig(context_length=context_length, horizon=horizon),
+        routing=RoutingConfig(top_k=top_k),
+        router=RouterTrainingConfig(seed=seed),
+        router_windows=windows,
         select=select,
-        seed=seed,
         console=Console(stderr=True),
     )
     print(f"saved {path}")
@@ -154,7 +161,7 @@ def evaluate(
     seasonality: Annotated[int | None, typer.Option(help="Steps of the main period.")] = None,
 ) -> None:
     """Score checkpoints and the seasonal naive forecast on the last fifth of the series; write one record a line."""
-    from chronomoe.evaluation.comparison import compare_checkpoints
+    from chronomoe.commands import compare_checkpoints
 
     records = compare_checkpoints(
         models,
@@ -180,7 +187,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(help="Series forecast at once.")] = 256,
 ) -> None:
     """Forecast every series of a file; the result has the median as predictions, and quantiles."""
-    from chronomoe.forecasting import predict_file
+    from chronomoe.commands import predict_file
 
     rows = predict_file(
         model,

@@ -14,11 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from chronomoe.data.windows import Window, collate, digest, model_inputs
+from chronomoe.data.windows import Batch, Window, collate, digest, model_inputs
 from chronomoe.errors import InputError
 from chronomoe.models.group_attention import ExactChronos2Model
-
-Batch = dict[str, Tensor | int]
 
 
 class SoftTargets(Protocol):

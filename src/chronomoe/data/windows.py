@@ -3,7 +3,7 @@
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -203,7 +203,11 @@ def digest(window: Window) -> int:
     )
 
 
-def collate(windows: Sequence[Window], *, patch_size: int) -> dict[str, Tensor | int]:
+Batch = dict[str, Any]
+"""Inputs of a model and bookkeeping: tensors, and the number of output patches."""
+
+
+def collate(windows: Sequence[Window], *, patch_size: int) -> Batch:
     """Stack windows into the inputs of ``Chronos2Model.forward``, with ``window`` and ``digest`` of each group.
 
     Contexts are padded on the left with NaN to the longest of the batch and every window is a group of its own.
@@ -211,7 +215,7 @@ def collate(windows: Sequence[Window], *, patch_size: int) -> dict[str, Tensor |
     longest = max(window.context.shape[1] for window in windows)
     horizon = max(window.target.shape[1] for window in windows)
     sizes = torch.tensor([len(window.context) for window in windows])
-    batch: dict[str, Tensor | int] = {
+    batch: Batch = {
         "context": _stack([window.context for window in windows], longest, left=True),
         "future_target": _stack([window.target for window in windows], horizon, left=False),
         "group_ids": torch.repeat_interleave(torch.arange(len(windows)), sizes),
@@ -238,6 +242,6 @@ MODEL_INPUTS = ("context", "group_ids", "future_covariates", "num_output_patches
 """Keys of a batch that a model forecasts from."""
 
 
-def model_inputs(batch: dict[str, Tensor | int]) -> dict[str, Tensor | int]:
+def model_inputs(batch: Batch) -> Batch:
     """Return what a model forecasts from, without targets and bookkeeping."""
     return {name: batch[name] for name in MODEL_INPUTS if name in batch}

@@ -70,8 +70,8 @@ def _page(folder: Path, found: Evaluation) -> dict[str, Any]:
     config = folder / "config.yaml"
     return {
         "name": run.get("name") or folder.resolve().name,
-        "horizons": found.horizons,
-        "domains": found.domains,
+        "horizons": sorted(set(found.horizons).union(*found.domains.values())),
+        "domains": list(found.domains),
         "models": [model for model in found.models if model != tables.AVERAGE_SINGLE],
         "machine": run.get("machine") or {},
         "command": run.get("command"),
@@ -93,7 +93,7 @@ def _page(folder: Path, found: Evaluation) -> dict[str, Any]:
 
 
 def _facts(found: Evaluation, costs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Return what a reader wants to know first of one mixture, the first whose cost is known: numbers and their sense."""
+    """Return what a reader wants to know first: the name of the first mixture whose cost is known, then its numbers."""
     costed = {cost["model"] for cost in costs}
     mixtures = sorted((m for m in found.models if found.kinds[m] == "mixture"), key=lambda m: m not in costed)
     if not mixtures:
@@ -122,8 +122,9 @@ def _domain_tables(found: Evaluation) -> list[tuple[int, Table, list[Table]]]:
     metrics = tables.domain_metrics(found)
     if not metrics:
         return []
-    by_horizon = [[tables.domain_table(found, horizon, metric) for metric in metrics] for horizon in found.horizons]
-    return [(horizon, first, rest) for horizon, (first, *rest) in zip(found.horizons, by_horizon, strict=True)]
+    horizons = sorted(set().union(*found.domains.values()))
+    by_horizon = [[tables.domain_table(found, horizon, metric) for metric in metrics] for horizon in horizons]
+    return [(horizon, first, rest) for horizon, (first, *rest) in zip(horizons, by_horizon, strict=True)]
 
 
 def _scatters(found: Evaluation, costs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -64,19 +64,21 @@ class Evaluation:
 
     @property
     def horizons(self) -> list[int]:
-        """All horizons, shortest first."""
-        return sorted({horizon for values in self.values.values() for _, horizon, _ in values})
+        """Horizons with an overall value, shortest first."""
+        return sorted({horizon for values in self.values.values() for name, horizon, _ in values if name == "overall"})
 
     @property
-    def domains(self) -> list[str]:
-        """All domains, in the order of the records, without ``overall``."""
-        found = dict.fromkeys(domain for values in self.values.values() for domain, _, _ in values)
-        return [domain for domain in found if domain != "overall"]
+    def domains(self) -> dict[str, set[int]]:
+        """All domains, in the order of the records, with their horizons."""
+        found: dict[str, set[int]] = {}
+        for name, horizon, _ in (key for values in self.values.values() for key in values if key[0] != "overall"):
+            found.setdefault(name, set()).add(horizon)
+        return found
 
     def overall(self, model: str, metric: str = "WQL") -> float:
         """Return a model's overall value, the geometric mean over horizons if there are several."""
         values = [self.values[model].get(("overall", horizon, metric), math.nan) for horizon in self.horizons]
-        return math.exp(fmean(math.log(value) for value in values)) if all(v > 0 for v in values) else math.nan
+        return math.exp(fmean(math.log(value) for value in values)) if values and min(values) > 0 else math.nan
 
 
 def read_records(records: Iterable[Mapping[str, Any]]) -> Evaluation:
@@ -122,10 +124,11 @@ def overall_table(found: Evaluation, horizon: int) -> Table:
 
 def domain_table(found: Evaluation, horizon: int, metric: str) -> Table:
     """One metric by model and domain."""
-    columns = [_column(found, (domain, horizon, metric), shaded=True) for domain in found.domains]
+    domains = [domain for domain, horizons in found.domains.items() if horizon in horizons]
+    columns = [_column(found, (domain, horizon, metric), shaded=True) for domain in domains]
     return Table(
         title=f"{metric}, horizon {horizon}",
-        columns=found.domains,
+        columns=domains,
         rows=_model_rows(found, columns),
         note="The metric itself, lower is better. Shade: full at the best of a column, none from "
         f"{UNSHADED:.0%} worse on. Bold: best apart from the teacher and the oracle.",
@@ -203,8 +206,8 @@ def time_table(seconds: Mapping[str, Number]) -> Table:
     """Where the time of a run went."""
     total = sum(seconds.values()) or 1.0
     rows = [Row(stage, [Cell(duration(value)), Cell(f"{value / total:.0%}")]) for stage, value in seconds.items()]
-    rows.append(Row("all stages", [Cell(duration(sum(seconds.values())), best=True), Cell("")]))
-    return Table(title="Time", head="Stage", columns=["Time", "Share"], rows=rows)
+    whole = Row("all stages", [Cell(duration(sum(seconds.values())), best=True), Cell("")])
+    return Table(title="Time", head="Stage", columns=["Time", "Share"], rows=[*rows, whole])
 
 
 def duration(seconds: Number) -> str:
@@ -219,10 +222,9 @@ def number(value: Number) -> str:
     """Write a metric's value with about four figures."""
     if not math.isfinite(value):
         return "–"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}"
-    places = next((places for limit, places in ((100, 1), (10, 2), (1, 3), (0.001, 4)) if abs(value) >= limit), None)
-    return f"{value:.{places}f}" if places is not None else f"{value:.2e}" if value else "0"
+    limits = ((1000, 0), (100, 1), (10, 2), (1, 3), (0.001, 4))
+    places = next((places for limit, places in limits if abs(value) >= limit), None)
+    return f"{value:,.{places}f}" if places is not None else f"{value:.2e}" if value else "0"
 
 
 def _model_rows(found: Evaluation, columns: Sequence[Mapping[str, Cell]]) -> list[Row]:
@@ -241,10 +243,9 @@ def _column(found: Evaluation, key: Key, *, shaded: bool = False) -> dict[str, C
     best, least = min(ranked, default=math.nan), min(off.values(), default=math.nan)
     cells = {}
     for model, value in values.items():
-        if model not in off:
+        if (gap := off.get(model)) is None:
             cells[model] = Cell("–")
-            continue
-        shade = max(0.0, 1 - (off[model] / least - 1) / UNSHADED) if shaded and least > 0 else None
-        first = found.kinds[model] not in REFERENCES and off[model] == best
-        cells[model] = Cell(write(value), best=first, shade=shade)
+        else:
+            shade = max(0.0, 1 - (gap / least - 1) / UNSHADED) if shaded and least > 0 else None
+            cells[model] = Cell(write(value), best=found.kinds[model] not in REFERENCES and gap == best, shade=shade)
     return cells

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from chronomoe.data.synthetic import CorpusConfig, MixConfig, PretrainingWindows, build_corpus
-from chronomoe.data.windows import collate
+from chronomoe.data.windows import Batch, Window, collate, model_inputs
 from chronomoe.errors import InputError
 from chronomoe.models.group_attention import ExactChronos2Model, use_exact_group_attention
 
@@ -53,7 +53,7 @@ class PretrainConfig:
     """Which series are drawn."""
     mix: MixConfig = field(default_factory=MixConfig)
     """How they become windows; its context length and horizon are the model's."""
-    steps: int = 6000
+    steps: int = 4250
     """Optimiser steps."""
     batch_size: int = 64
     """Windows of a step, on each process."""
@@ -61,8 +61,8 @@ class PretrainConfig:
     """Peak of the warm-up, stable, decay schedule."""
     warmup_steps: int = 200
     """Steps of linear warm-up."""
-    decay_share: float = 0.4
-    """Share of the steps in which the learning rate falls to a hundredth of its peak."""
+    decay_steps: int = 1500
+    """Last steps, in which the learning rate falls to a hundredth of its peak."""
     weight_decay: float = 0.01
     """AdamW's."""
     save_steps: int = 250
@@ -108,6 +108,11 @@ def new_teacher(config: PretrainConfig) -> ExactChronos2Model:
         return use_exact_group_attention(Chronos2Model(core))
 
 
+def _loss_inputs(windows: Sequence[Window], *, patch_size: int) -> Batch:
+    batch = collate(windows, patch_size=patch_size)
+    return {**model_inputs(batch), "future_target": batch["future_target"]}
+
+
 class InOrderTrainer(Trainer):
     """A ``Trainer`` that takes windows in their order: they are drawn at random already."""
 
@@ -145,7 +150,7 @@ def pretrain(
         per_device_train_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": int(config.decay_share * config.steps), "min_lr_ratio": 0.01},
+        lr_scheduler_kwargs={"num_decay_steps": min(config.decay_steps, config.steps), "min_lr_ratio": 0.01},
         warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         adam_beta2=0.98,
@@ -176,7 +181,7 @@ def pretrain(
             seed=config.seed,
             first=done * batch_size,
         ),
-        data_collator=functools.partial(collate, patch_size=config.teacher.patch_size),
+        data_collator=functools.partial(_loss_inputs, patch_size=config.teacher.patch_size),
         callbacks=[TensorBoardCallback(SummaryWriter(str(out / "logs"))), *(callbacks or [])],
     )
     trainer.train(resume_from_checkpoint=resume)

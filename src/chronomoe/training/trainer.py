@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import Trainer, TrainingArguments
 
 from chronomoe.data.soft_targets import SoftTargets
-from chronomoe.data.windows import model_inputs
+from chronomoe.data.windows import Batch, model_inputs
 from chronomoe.models.group_attention import ExactChronos2Model
 from chronomoe.models.student import kept_layers
 from chronomoe.training.losses import LossConfig, LossParts, distillation_loss, hidden_loss
@@ -42,7 +42,7 @@ class Chronos2DistillationTrainer(Trainer):
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, Tensor | int],
+        inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
@@ -68,7 +68,7 @@ class Chronos2DistillationTrainer(Trainer):
             self._note(parts)
         return (total, {"loss": total}) if return_outputs else total
 
-    def _hidden_loss(self, states: tuple[Tensor, ...], inputs: dict[str, Tensor | int]) -> Tensor:
+    def _hidden_loss(self, states: tuple[Tensor, ...], inputs: Batch) -> Tensor:
         assert self.hidden_teacher is not None  # checked by the caller that made this trainer
         with torch.no_grad():
             teacher = self.hidden_teacher(**model_inputs(inputs), output_hidden_states=True).hidden_states

@@ -1,0 +1,71 @@
+"""How long does a router take to learn from cached forecasts of frozen experts?
+
+As many windows, experts, quantiles and steps as the demo has, of random forecasts, so that no teacher is needed.
+"""
+
+import json
+import time
+
+import torch
+from chronos.chronos2 import Chronos2Model
+from chronos.chronos2.config import Chronos2CoreConfig
+
+from chronomoe.models.distilled_moe import MoEConfig, build_mixture
+from chronomoe.models.features import NUM_FEATURES
+from chronomoe.training.pretraining import QUANTILE_LEVELS
+from chronomoe.training.routing import ExpertForecasts, RouterTrainingConfig, train_router
+
+WINDOWS, VALIDATION, EXPERTS, HORIZON = 4096, 640, 6, 48
+
+
+def main() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def forecasts(rows: int) -> ExpertForecasts:
+        return ExpertForecasts(
+            features=torch.randn(rows, NUM_FEATURES, generator=generator),
+            group=torch.arange(rows),
+            quantiles=torch.randn(rows, EXPERTS, len(QUANTILE_LEVELS), HORIZON, generator=generator).half(),
+            target=torch.randn(rows, HORIZON, generator=generator),
+            domain=torch.arange(rows) % EXPERTS,
+        )
+
+    core = Chronos2CoreConfig(
+        d_model=32,
+        d_kv=16,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+        chronos_config={
+            "context_length": 64,
+            "input_patch_size": 16,
+            "input_patch_stride": 16,
+            "output_patch_size": 16,
+            "max_output_patches": HORIZON // 16,
+            "quantiles": list(QUANTILE_LEVELS),
+            "use_reg_token": True,
+            "use_arcsinh": True,
+        },
+    )
+    mixture = build_mixture({f"expert-{index}": Chronos2Model(core) for index in range(EXPERTS)}, MoEConfig())
+    train, validation = forecasts(WINDOWS), forecasts(VALIDATION)
+    config = RouterTrainingConfig(patience=RouterTrainingConfig().epochs)
+    begin = time.perf_counter()
+    curve = train_router(mixture, train, validation, config)
+    seconds = time.perf_counter() - begin
+    print(
+        json.dumps(
+            {
+                "question": "router training from cached forecasts",
+                "seconds": round(seconds, 1),
+                "epochs": len(curve["step"]),
+                "windows": WINDOWS,
+                "experts": EXPERTS,
+                "threads": torch.get_num_threads(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

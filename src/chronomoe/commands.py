@@ -1,0 +1,224 @@
+"""What the commands distil, compose, evaluate and predict do, as functions."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from chronomoe.data.domains import Domain
+from chronomoe.data.fingerprint import fingerprint
+from chronomoe.data.frames import ITEM_ID, TARGET, TIMESTAMP, frame_to_series, read_frame, series_to_frame
+from chronomoe.data.soft_targets import SoftTargetStore, revision
+from chronomoe.data.windows import EvaluationWindows, JoinedWindows, TrainingWindows, WindowConfig
+from chronomoe.errors import InputError
+from chronomoe.evaluation.comparison import Comparison
+from chronomoe.evaluation.tasks import make_task
+from chronomoe.models.distilled_moe import MoEConfig
+from chronomoe.models.group_attention import ExactChronos2Model
+from chronomoe.models.router import RoutingConfig
+from chronomoe.models.student import StudentConfig, create_student_model
+from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
+from chronomoe.run_mixture import route, seeded_mixture
+from chronomoe.stages import Report, Workspace, check_folder, copy_folder
+from chronomoe.training.experts import DistilConfig, distil
+from chronomoe.training.routing import RouterTrainingConfig, forecast_with_experts
+
+VALIDATION_LIMIT = 128
+"""Validation windows of each domain."""
+
+
+def distil_domain(
+    teacher: str,
+    domain: Domain,
+    out: Path,
+    *,
+    windows: WindowConfig,
+    student: str | StudentConfig,
+    training: DistilConfig,
+    pool: int = 8192,
+    console: Console | None = None,
+) -> Path:
+    """Distil one student for one domain into ``out``, which is a checkpoint in the end; resumable until then.
+
+    Args:
+        teacher: hub id, folder, s3:// URL or "tiny".
+        domain: its training part is learned from, its validation part watched.
+        out: a new folder.
+        windows: context and horizon.
+        student: a preset or a size.
+        training: steps, rates and losses.
+        pool: training windows that soft targets are computed for.
+        console: for progress.
+    """
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise InputError(f"the output folder {out} is not empty; choose a new one")
+    model = load_teacher(teacher)
+    size = student if isinstance(student, StudentConfig) else StudentConfig.preset(student, model)
+    pool_windows = TrainingWindows(
+        [domain], windows, size=min(pool, training.steps * training.batch_size), seed=training.seed
+    )
+    validation = JoinedWindows([EvaluationWindows(domain, windows, part="validation", limit=VALIDATION_LIMIT)])
+    scratch = out.with_name(out.name + ".work")
+    check_folder(scratch)
+    work = Workspace(scratch, console=console)
+    inputs = {
+        "data": fingerprint(domain),
+        "teacher": revision(model),
+        "windows": vars(windows),
+        "training": str(training),
+        "size": vars(size),
+        "pool": len(pool_windows),
+    }
+
+    def ask(folder: Path, report: Report) -> None:
+        SoftTargetStore.build(folder / "store", model, pool_windows, progress=report)
+
+    store = work.stage("soft-targets", inputs, ask)
+
+    def train(folder: Path, report: Report) -> None:
+        generator = torch.Generator().manual_seed(training.seed)
+        made = create_student_model(model, size, generator=generator)
+        distil(
+            made,
+            pool_windows,
+            SoftTargetStore(store / "store"),
+            training,
+            folder / "checkpoints",
+            validation=validation,
+            progress=report,
+        )
+        ChronoMoEPipeline(made).save_pretrained(folder / "model")
+
+    trained = work.stage("student", inputs, train)
+    copy_folder(trained / "model", out)
+    shutil.rmtree(scratch)
+    return out
+
+
+def compose_mixture(
+    experts: Mapping[str, str],
+    domains: Sequence[Domain],
+    out: Path,
+    *,
+    windows: WindowConfig,
+    routing: RoutingConfig,
+    router: RouterTrainingConfig,
+    router_windows: int = 4096,
+    select: int | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Make a mixture of trained students and write its checkpoint to ``out``.
+
+    Args:
+        experts: checkpoints by the names they get.
+        domains: series that the router learns from: their training part, watched on their validation part.
+        out: a new folder.
+        windows: context and horizon.
+        routing: how scores become choices.
+        router: how the router is trained.
+        router_windows: windows it learns from.
+        select: keep this many experts, chosen greedily; all when None.
+        console: for messages.
+    """
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise InputError(f"the output folder {out} is not empty; choose a new one")
+    members = {name: load_teacher(path) for name, path in experts.items()}
+    moe = MoEConfig(routing=routing)
+    mixture = seeded_mixture(members, moe, router.seed)
+    say = console or Console(stderr=True)
+    train_windows = TrainingWindows(domains, windows, size=router_windows, seed=router.seed)
+    joined = JoinedWindows(
+        [EvaluationWindows(domain, windows, part="validation", limit=VALIDATION_LIMIT) for domain in domains]
+    )
+    with say.status("experts forecast the router's windows"):
+        owners = [train_windows.domain_of(index) for index in range(router_windows)]
+        train = forecast_with_experts(mixture, train_windows, domain_of=owners)
+        validation = forecast_with_experts(
+            mixture, joined, domain_of=[joined.owner(index) for index in range(len(joined))]
+        )
+    with say.status("router learns"):
+        composed, summary = route(members, train, validation, moe, router, select=select)
+    say.print(f"validation loss of the mixture: {summary['validation']['mixture']:.4f}")
+    ChronoMoEPipeline(composed).save_pretrained(out)
+    return out
+
+
+def compare_checkpoints(
+    models: Sequence[str], domains: Sequence[Domain], *, horizon: int, context_length: int, limit: int
+) -> list[dict[str, Any]]:
+    """Score checkpoints and the seasonal naive forecast on the test part of some domains.
+
+    Returns:
+        Records: ``model``, ``kind``, ``domain``, ``horizon``, ``metric``, ``value``.
+
+    Raises:
+        InputError: the checkpoints forecast other quantile levels, so that their WQL cannot be compared.
+    """
+    windows = WindowConfig(context_length=context_length, horizon=horizon, min_context_length=min(32, context_length))
+    tasks = {domain.name: make_task(domain, windows, limit=limit) for domain in domains}
+    loaded: dict[str, PreTrainedModel] = {name: ChronoMoEPipeline.from_pretrained(name).model for name in models}
+    levels = {name: tuple(model.chronos_config.quantiles) for name, model in loaded.items()}
+    if len(set(levels.values())) > 1:
+        counts = ", ".join(f"{name} {len(own)}" for name, own in levels.items())
+        raise InputError(f"compared models must have the same quantile levels, got {counts}; compare them one by one")
+    comparison = Comparison(tasks, next(iter(levels.values())))
+    comparison.add_naive()
+    for name, model in loaded.items():
+        comparison.add(name, "generalist" if isinstance(model, ExactChronos2Model) else "mixture", model)
+    return comparison.records()
+
+
+def predict_file(
+    model: str,
+    file: Path,
+    *,
+    horizon: int,
+    out: Path,
+    future: Path | None = None,
+    target: Sequence[str] | None = None,
+    levels: Sequence[float] = (0.1, 0.5, 0.9),
+    batch_size: int = 256,
+) -> int:
+    """Forecast every series of a file, write a CSV or Parquet file and return its number of rows.
+
+    Args:
+        model: hub id, folder, s3:// URL or "tiny".
+        file: past values, long or wide.
+        horizon: steps to forecast.
+        out: ``.csv`` or ``.parquet``; there whole or not at all.
+        future: future values of known covariates, long, with the same item ids.
+        target: column to forecast, or several.
+        levels: quantile levels.
+        batch_size: rows forecast at once.
+    """
+    if out.suffix not in (".csv", ".parquet"):
+        raise InputError(f"forecasts are written to a .csv or .parquet file, got {out}")
+    if horizon < 1:
+        raise InputError(f"horizon must be at least 1 step, got {horizon}")
+    names = list(target) if target else [TARGET]
+    known = read_frame(future) if future is not None else None
+    covariates = () if known is None else tuple(name for name in known.columns if name not in (ITEM_ID, TIMESTAMP))
+    series = frame_to_series(read_frame(file), target=names, known_covariates=covariates)
+    pipeline = ChronoMoEPipeline.from_pretrained(model)
+    forecasts: pd.DataFrame = pipeline.predict_df(
+        series_to_frame(series),
+        future_df=known,
+        target=names,
+        prediction_length=horizon,
+        quantile_levels=list(levels),
+        batch_size=batch_size,
+        freq=series[0].freq,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.with_name(out.stem + ".partial" + out.suffix)
+    if out.suffix == ".csv":
+        forecasts.to_csv(scratch, index=False)
+    else:
+        forecasts.to_parquet(scratch, index=False)
+    scratch.replace(out)
+    return len(forecasts)
