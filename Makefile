@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 
-.PHONY: demo test lint bench report install
+.PHONY: demo test lint bench report figures install
 
 install: $(STAMP)
 
@@ -33,3 +33,6 @@ bench: $(STAMP)
 
 report: $(STAMP)
 	$(BIN)/chronomoe report $(OUT)
+
+figures: demo
+	$(BIN)/python tools/update_readme.py $(OUT)

@@ -110,6 +110,12 @@ def test_routing_ignores_the_rest_of_the_batch(make_mixture, gappy, use_patch_em
         assert torch.equal(alone.expert[0], together.expert[row])
 
 
+def test_values_hidden_by_the_context_mask_do_not_reach_the_router(make_mixture, gappy):
+    mixture = make_mixture()
+    hidden = mixture(gappy.nan_to_num(77.0), context_mask=gappy.isfinite()).routing
+    assert all(torch.equal(*pair) for pair in zip(hidden, mixture(gappy).routing, strict=True))
+
+
 @pytest.mark.parametrize("use_patch_embedding", [False, True])
 @pytest.mark.parametrize(("scale", "shift"), [(1e4, 0.0), (1.0, 50.0), (0.01, -3.0)])
 def test_routing_and_forecast_follow_shift_and_scale(make_mixture, gappy, use_patch_embedding, scale, shift):

@@ -7,7 +7,7 @@ import chronomoe
 
 ROOT = Path(chronomoe.__file__).parent
 LAYERS = [
-    {"cli", "__main__"},
+    {"cli", "commands", "__main__"},
     {"run", "stages", "recipes"},
     {"pipeline", "checkpoints", "model_card", "evaluation"},
     {"training"},

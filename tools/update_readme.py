@@ -1,0 +1,85 @@
+"""Write the figures of a finished demo run and of two benchmarks into README.md; called by ``make figures``."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+START, END = "<!-- figures: written by `make figures` -->", "<!-- end of figures -->"
+
+
+def figures(run: Path, speed: dict[str, Any], router: dict[str, Any]) -> str:
+    """Return the Markdown that stands between the two marks."""
+    records = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    facts = json.loads((run / "run.json").read_text())
+    overall = {
+        (record["model"], record["metric"]): record["value"] for record in records if record["domain"] == "overall"
+    }
+    kinds = {record["model"]: record["kind"] for record in records}
+    rows = [(name, kind) for name, kind in kinds.items() if kind not in ("single", "expert", "naive")]
+    singles = [name for name, kind in kinds.items() if kind == "single"]
+    machine, seconds = facts["machine"], sum(facts["seconds"].values())
+    lines = [
+        START,
+        f"Demo domains, test windows, relative to seasonal naive (geometric mean over {_domains(records)} domains; lower is",
+        f"better). {machine['cores']} cores, torch {machine['torch']}, {seconds / 60:.1f} minutes for the run.",
+        "",
+        "| model | WQL | MAE | MASE |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, _ in sorted(rows, key=lambda row: overall[row[0], "WQL"]):
+        lines.append(f"| {name} | " + " | ".join(f"{overall[name, metric]:.3f}" for metric in ("WQL", "MAE", "MASE")) +
+        " |")
+    mean = [sum(overall[name, metric] for name in singles) / len(singles) for metric in ("WQL", "MAE", "MASE")]
+    lines.append("| average single (straight from the teacher, one domain) | " + " | ".join(f"{v:.3f}" for v in mean) +
+    " |") lines += ["", "| claim | metric | ratio | 95 % interval | aimed for |", "| --- | --- | --- | --- | --- |"]
+    for claim in json.loads((run / "intervals.json").read_text()):
+        interval = f"{claim['low']:.3f} to {claim['high']:.3f}"
+        lines.append(
+            f"| {claim['claim']} | {claim['metric']} | {claim['ratio']:.3f} | {interval} | {claim['target'] or '-'} |"
+        )
+    ratio, flops = speed["throughput_ratio"], speed["flop_ratio"]
+    lines += [
+        "",
+        f"Full-size Chronos-2 ({speed['parameters']['upstream'] / 1e6:.1f}M parameters, random weights) against a "
+        f"K = {speed['top_k']} mixture of `{speed['preset']}` students of it ({speed['student_parameters'] / 1e6:.1f}M "
+        f"each), context {speed['context_length']}, horizon {speed['horizon']}, batch {speed['batch_size']}, "
+        f"{speed['threads']} threads, one run: the mixture has **{ratio['mixture']:.1f} times** upstream's throughput "
+        f"({flops['mixture']:.1f} times fewer operations); our exact forward pass of the same full-size model "
+        f"{ratio['exact']:.2f} times.",
+        "",
+        f"Router training on cached forecasts, {router['windows']} windows, {router['experts']} experts, "
+        f"{router['epochs']} epochs: {router['seconds']:.0f} s.",
+        END,
+    ]
+    return "\n".join(lines)
+
+
+def _domains(records: list[dict[str, Any]]) -> int:
+    return len({record["domain"] for record in records} - {"overall"})
+
+
+def benchmark(name: str) -> dict[str, Any]:
+    """Run a benchmark and return its one JSON line."""
+    done = subprocess.run([sys.executable, f"bench/{name}.py"], check=True, capture_output=True, text=True,
+    env=os.environ) answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def main() -> None:
+    """Replace what stands between the marks."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    run = parser.parse_args().run
+    readme = Path("README.md")
+    text = readme.read_text()
+    before, rest = text.split(START)
+    after = rest.split(END)[1]
+    readme.write_text(before + figures(run, benchmark("throughput"), benchmark("router")) + after)
+
+
+if __name__ == "__main__":
+    main()
