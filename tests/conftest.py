@@ -27,6 +27,7 @@ FORECASTING = {
     "use_reg_token": True,
     "use_arcsinh": True,
 }
+pytest_plugins = ("tiny_run",)
 EXPERTS = ("power", "traffic", "generalist", "retail")
 
 

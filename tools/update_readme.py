@@ -24,8 +24,8 @@ def figures(run: Path, speed: dict[str, Any], router: dict[str, Any]) -> str:
     machine, seconds = facts["machine"], sum(facts["seconds"].values())
     lines = [
         START,
-        f"Demo domains, test windows, relative to seasonal naive (geometric mean over {_domains(records)} domains; lower is",
-        f"better). {machine['cores']} cores, torch {machine['torch']}, {seconds / 60:.1f} minutes for the run.",
+        f"Demo domains, test windows, relative to seasonal naive (geometric mean over {_domains(records)} domains;",
+        f"lower is better). {machine['cores']} cores, torch {machine['torch']}, {seconds / 60:.1f} minutes for the run.",
         "",
         "| model | WQL | MAE | MASE |",
         "| --- | --- | --- | --- |",

@@ -129,7 +129,7 @@ def compose(
     from chronomoe.models.router import RoutingConfig
     from chronomoe.training.routing import RouterTrainingConfig
 
-    named = dict(part.split("=", 1) if "=" in part else (Path(part).name, part) for part in experts)
+    named = {name or Path(path).name: path for name, _, path in (part.rpartition("=") for part in experts)}
     if len(named) < len(experts):
         raise InputError(f"every expert needs a name of its own, got {experts}; write name=folder")
     path = compose_mixture(

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 
 from chronomoe.data.domains import Domain
 from chronomoe.data.fingerprint import fingerprint
-from chronomoe.data.frames import ITEM_ID, TARGET, TIMESTAMP, frame_to_series, read_frame, series_to_frame
+from chronomoe.data.frames import ITEM_ID, TARGET, TIMESTAMP, Series, frame_to_series, read_series, series_to_frame
+from chronomoe.data.readers import read_table
 from chronomoe.data.soft_targets import SoftTargetStore, revision
 from chronomoe.data.windows import EvaluationWindows, JoinedWindows, TrainingWindows, WindowConfig
 from chronomoe.errors import InputError
@@ -24,7 +25,8 @@ from chronomoe.models.router import RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
 from chronomoe.run_mixture import route, seeded_mixture
-from chronomoe.stages import Report, Workspace, check_folder, copy_folder
+from chronomoe.run_setup import check_windows
+from chronomoe.stages import Report, Workspace, check_folder, copy_folder, whole_file
 from chronomoe.training.experts import DistilConfig, distil
 from chronomoe.training.routing import RouterTrainingConfig, forecast_with_experts
 
@@ -58,6 +60,7 @@ def distil_domain(
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise InputError(f"the output folder {out} is not empty; choose a new one")
     model = load_teacher(teacher)
+    check_windows(windows, model)
     size = student if isinstance(student, StudentConfig) else StudentConfig.preset(student, model)
     pool_windows = TrainingWindows(
         [domain], windows, size=min(pool, training.steps * training.batch_size), seed=training.seed
@@ -65,6 +68,7 @@ def distil_domain(
     validation = JoinedWindows([EvaluationWindows(domain, windows, part="validation", limit=VALIDATION_LIMIT)])
     scratch = out.with_name(out.name + ".work")
     check_folder(scratch)
+    _say_skipped(console, pool_windows.skipped)
     work = Workspace(scratch, console=console)
     inputs = {
         "data": fingerprint(domain),
@@ -130,8 +134,14 @@ def compose_mixture(
     members = {name: load_teacher(path) for name, path in experts.items()}
     moe = MoEConfig(routing=routing)
     mixture = seeded_mixture(members, moe, router.seed)
+    check_windows(windows, mixture)
+    if router_windows < 1:
+        raise InputError(f"the router needs at least 1 window to learn from, got {router_windows}")
+    if select is not None and not routing.top_k <= select <= len(members):
+        raise InputError(f"select must be from top_k ({routing.top_k}) to {len(members)}, the experts, got {select}")
     say = console or Console(stderr=True)
     train_windows = TrainingWindows(domains, windows, size=router_windows, seed=router.seed)
+    _say_skipped(say, train_windows.skipped)
     joined = JoinedWindows(
         [EvaluationWindows(domain, windows, part="validation", limit=VALIDATION_LIMIT) for domain in domains]
     )
@@ -149,7 +159,13 @@ def compose_mixture(
 
 
 def compare_checkpoints(
-    models: Sequence[str], domains: Sequence[Domain], *, horizon: int, context_length: int, limit: int
+    models: Sequence[str],
+    domains: Sequence[Domain],
+    *,
+    horizon: int,
+    context_length: int,
+    limit: int,
+    console: Console | None = None,
 ) -> list[dict[str, Any]]:
     """Score checkpoints and the seasonal naive forecast on the test part of some domains.
 
@@ -159,7 +175,13 @@ def compare_checkpoints(
     Raises:
         InputError: the checkpoints forecast other quantile levels, so that their WQL cannot be compared.
     """
+    names = [domain.name for domain in domains]
+    if len(set(names)) < len(names):
+        raise InputError(f"every data set needs a name of its own, got {names}; rename a file")
+    if limit < 1:
+        raise InputError(f"limit must be at least 1 window, got {limit}")
     windows = WindowConfig(context_length=context_length, horizon=horizon, min_context_length=min(32, context_length))
+    _say_skipped(console, {domain.name: EvaluationWindows(domain, windows, part="test").skipped for domain in domains})
     tasks = {domain.name: make_task(domain, windows, limit=limit) for domain in domains}
     loaded: dict[str, PreTrainedModel] = {name: ChronoMoEPipeline.from_pretrained(name).model for name in models}
     levels = {name: tuple(model.chronos_config.quantiles) for name, model in loaded.items()}
@@ -201,24 +223,53 @@ def predict_file(
     if horizon < 1:
         raise InputError(f"horizon must be at least 1 step, got {horizon}")
     names = list(target) if target else [TARGET]
-    known = read_frame(future) if future is not None else None
+    known = None if future is None else read_table(future)
     covariates = () if known is None else tuple(name for name in known.columns if name not in (ITEM_ID, TIMESTAMP))
-    series = frame_to_series(read_frame(file), target=names, known_covariates=covariates)
+    series = list(read_series(file, target=names, known_covariates=covariates))
+    ahead = None if known is None else _known_ahead(known, series, covariates, horizon=horizon)
     pipeline = ChronoMoEPipeline.from_pretrained(model)
-    forecasts: pd.DataFrame = pipeline.predict_df(
-        series_to_frame(series),
-        future_df=known,
-        target=names,
-        prediction_length=horizon,
-        quantile_levels=list(levels),
-        batch_size=batch_size,
-        freq=series[0].freq,
-    )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.with_name(out.stem + ".partial" + out.suffix)
-    if out.suffix == ".csv":
-        forecasts.to_csv(scratch, index=False)
-    else:
-        forecasts.to_parquet(scratch, index=False)
-    scratch.replace(out)
+    parts = []
+    for freq in dict.fromkeys(item.freq for item in series):  # weeks may start on other days
+        items = [item for item in series if item.freq == freq]
+        part: pd.DataFrame = pipeline.predict_df(
+            series_to_frame(items),
+            future_df=None if ahead is None else ahead[ahead[ITEM_ID].isin([item.item_id for item in items])],
+            target=names,
+            prediction_length=horizon,
+            quantile_levels=list(levels),
+            batch_size=batch_size,
+            freq=freq,
+        )
+        parts.append(part)
+    forecasts = pd.concat(parts, ignore_index=True)
+    with whole_file(out) as scratch:
+        if out.suffix == ".csv":
+            forecasts.to_csv(scratch, index=False)
+        else:
+            forecasts.to_parquet(scratch, index=False)
     return len(forecasts)
+
+
+def _known_ahead(
+    known: pd.DataFrame, series: Sequence[Series], covariates: Sequence[str], *, horizon: int
+) -> pd.DataFrame:
+    """Return the known covariates of the forecast steps; refuse a series that lacks some of them."""
+    if not covariates:
+        raise InputError("the file of future values needs a column for at least one known covariate, got none")
+    found = {item.item_id: item for item in frame_to_series(known, target=covariates, freq=series[0].freq)}
+    for item in series:
+        wanted = pd.date_range(item.start, periods=len(item) + horizon, freq=item.freq)[len(item) :]
+        ahead = found.get(item.item_id)
+        if ahead is None or not ahead.timestamps()[:horizon].equals(wanted):
+            got = "none" if ahead is None else f"{len(ahead)} steps from {ahead.start}"
+            raise InputError(
+                f"future values must cover the {horizon} steps from {wanted[0]} to {wanted[-1]} of item "
+                f"{item.item_id!r}, got {got}"
+            )
+    return series_to_frame([found[item.item_id].cut(0, horizon) for item in series])
+
+
+def _say_skipped(console: Console | None, skipped: Mapping[str, int]) -> None:
+    for name, count in skipped.items():
+        if count:
+            (console or Console(stderr=True)).print(f"{name}: {count} series too short for a window, skipped")

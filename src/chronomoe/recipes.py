@@ -53,14 +53,16 @@ class BudgetConfig:
     """Training windows that soft targets are computed for; steps go through them as often as it takes."""
     learning_rate: float = 1e-3
     """Peak for the generalist and for students straight from the teacher."""
-    expert_learning_rate: float = 5e-4
+    expert_learning_rate: float = 1e-3
     """Peak for experts branched from the generalist."""
+    generalist_schedule: Literal["cosine", "constant"] = "constant"
+    """Learning rate of the generalist that experts branch from: its decay to zero is better spent on the experts."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.generalist_share < 1:
             raise InputError(f"generalist_share must be in [0, 1), got {self.generalist_share}")
-        if min(self.steps, self.batch_size, self.windows) < 1:
-            raise InputError("budget steps, batch_size and windows must be at least 1")
+        _at_least(self, 1, "steps", "batch_size", "windows")
+        _positive(self, "learning_rate", "expert_learning_rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +75,10 @@ class JointConfig:
     """Of the router."""
     expert_learning_rate: float = 2e-5
     """Of the experts."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "steps")
+        _positive(self, "learning_rate", "expert_learning_rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,7 @@ class ExpertsConfig:
     def __post_init__(self) -> None:
         if not 0 < self.own_share <= 1:
             raise InputError(f"own_share must be in (0, 1], got {self.own_share}")
+        _at_least(self, 1, "clusters", "select")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +114,11 @@ class EvaluationConfig:
     """Mixtures evaluated besides the one trained."""
     latency_repeats: int = 20
     """Timed forecasts of each model."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "windows_per_domain", "bootstrap_draws", "latency_repeats")
+        if min(self.top_k, default=1) < 1:
+            raise InputError(f"top_k of every evaluated mixture must be at least 1, got {self.top_k}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +157,20 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.domains:
             raise InputError("a run needs at least one domain, got none")
+        _at_least(self, 1, "router_windows")
+
+
+def _at_least(config: Any, least: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise InputError(f"{name} must be at least {least}, got {value}")
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise InputError(f"{name} must be positive, got {getattr(config, name)}")
 
 
 def recipe_names() -> list[str]:
@@ -163,9 +189,9 @@ def load_recipe(name: str, kind: type[Any] = RunConfig) -> Any:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise InputError(f"there is no recipe file {name}; write one, or use a name: {', '.join(recipe_names())}")
-        text = path.read_text()
+        text = path.read_bytes()
     elif name in recipe_names():
-        text = (resources.files("chronomoe") / "assets" / "recipes" / f"{name}.yaml").read_text()
+        text = (resources.files("chronomoe") / "assets" / "recipes" / f"{name}.yaml").read_bytes()
     else:
         known = recipe_names()
         raise InputError(

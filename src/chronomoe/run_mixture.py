@@ -72,7 +72,9 @@ def seeded_mixture(experts: dict[str, ExactChronos2Model], moe: MoEConfig, seed:
     """Make a mixture whose untrained router is the same for the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build_mixture(experts, moe).eval()
+        model = build_mixture(experts, moe)
+    model.eval()
+    return model
 
 
 def route(

@@ -13,8 +13,10 @@ from chronomoe.data.clusters import cluster_domains
 from chronomoe.data.domains import Domain, load_domain
 from chronomoe.data.fingerprint import fingerprint
 from chronomoe.data.soft_targets import revision
-from chronomoe.data.windows import EvaluationWindows, JoinedWindows, TrainingWindows
+from chronomoe.data.windows import EvaluationWindows, JoinedWindows, TrainingWindows, WindowConfig
 from chronomoe.errors import InputError
+from chronomoe.models.distilled_moe import DistilledMoE
+from chronomoe.models.group_attention import ExactChronos2Model
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import load_teacher
 from chronomoe.recipes import DomainConfig, RunConfig
@@ -43,13 +45,7 @@ class Setup:
         student = config.student
         self.size = student if isinstance(student, StudentConfig) else StudentConfig.preset(student, self.teacher)
         self.groups = self._groups()
-        members = len(self.groups) if config.experts.select is None else config.experts.select
-        if config.experts.select is None and self.has_generalist_member:
-            members += 1
-        if config.moe.routing.top_k > members:
-            raise InputError(
-                f"top_k must be from 1 to {members}, the number of experts, got {config.moe.routing.top_k}"
-            )
+        self._check_members()
         self.work = Workspace(out, console=console)
         self.base: dict[str, Any] = {
             "data": [fingerprint(domain) for domain in self.domains],
@@ -66,18 +62,23 @@ class Setup:
         experts = self.config.experts
         return experts.generalist_member and experts.branch and self.config.budget.generalist_share > 0
 
+    def _check_members(self) -> None:
+        experts, routing = self.config.experts, self.config.moe.routing
+        candidates = len(self.groups) + self.has_generalist_member
+        if experts.select is not None and experts.select > candidates:
+            raise InputError(f"select must be from 1 to {candidates}, the number of experts, got {experts.select}")
+        members = experts.select or candidates
+        if routing.top_k > members:
+            raise InputError(f"top_k must be from 1 to {members}, the number of experts, got {routing.top_k}")
+        if routing.fallback == "generalist" and (not self.has_generalist_member or experts.select):
+            raise InputError(
+                "fallback 'generalist' needs the generalist among the experts: set branch and generalist_member, a "
+                "generalist_share above 0, and no select; or use 'equal'"
+            )
+
     def _check_windows(self) -> None:
-        windows, limits = self.config.windows, self.teacher.chronos_config
-        longest = limits.max_output_patches * limits.output_patch_size
-        if windows.context_length > limits.context_length:
-            raise InputError(
-                f"context_length must be at most the teacher's {limits.context_length}, got {windows.context_length}"
-            )
-        if windows.horizon > longest:
-            raise InputError(
-                f"with this teacher students are trained on horizons of at most {longest} steps, got "
-                f"{windows.horizon}; train on that: longer ones are unrolled when forecasting"
-            )
+        windows = self.config.windows
+        check_windows(windows, self.teacher)
         for domain in self.domains:
             skipped = TrainingWindows([domain], windows, size=1, seed=0).skipped[domain.name]
             for part in ("validation", "test"):
@@ -146,6 +147,21 @@ class Setup:
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.zeros(1, self.config.windows.context_length), num_output_patches=patches)
         return float(counter.get_total_flops())
+
+
+def check_windows(windows: WindowConfig, model: ExactChronos2Model | DistilledMoE) -> None:
+    """Refuse windows longer than a model and its students take in one pass."""
+    limits = model.chronos_config
+    longest = limits.max_output_patches * limits.output_patch_size
+    if windows.context_length > limits.context_length:
+        raise InputError(
+            f"context_length must be at most the model's {limits.context_length}, got {windows.context_length}"
+        )
+    if windows.horizon > longest:
+        raise InputError(
+            f"with this model training takes horizons of at most {longest} steps, got {windows.horizon}; "
+            "train on that: longer ones are unrolled when forecasting"
+        )
 
 
 def load(config: DomainConfig) -> Domain:

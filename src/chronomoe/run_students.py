@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ def student(
     store: Path,
     start: Path | None = None,
     size: StudentConfig | None = None,
+    schedule: Literal["cosine", "constant"] = "cosine",
 ) -> Path:
     """Distil one student and return its folder.
 
@@ -65,12 +67,14 @@ def student(
         store: the folder of the soft targets.
         start: folder of the student it branches from; the teacher when None.
         size: another size than the run's.
+        schedule: of the learning rate.
     """
     budget, size = setup.config.budget, size or setup.size
     config = DistilConfig(
         steps=steps,
         batch_size=budget.batch_size,
         learning_rate=budget.learning_rate if start is None else budget.expert_learning_rate,
+        schedule=schedule,
         loss=setup.config.loss,
         checkpoint_steps=max(50, steps // 4),
         seed=setup.seed("order", name),
@@ -120,7 +124,9 @@ def students(setup: Setup) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     start = None
     if shared:
-        start = paths["generalist"] = student(setup, "generalist", group=None, steps=shared, store=store)
+        start = paths["generalist"] = student(
+            setup, "generalist", group=None, steps=shared, store=store, schedule=budget.generalist_schedule
+        )
     for group in setup.groups:
         paths[f"expert/{group}"] = student(setup, f"expert-{group}", group=group, steps=own, store=store, start=start)
     share = max(1, budget.steps // len(setup.groups))

@@ -12,11 +12,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 
 from chronomoe.errors import InputError
 
 Report = Callable[[int, int], None]
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NO_ROOM_WORDS = ("no space left", "file too large", "file write failed", "unexpected pos")
+"""How safetensors and ``torch.save`` say it."""
 MARKER = "chronomoe-run.json"
 
 
@@ -33,9 +36,10 @@ class Workspace:
         self.root = root
         self.console = console or Console(stderr=True)
         self.seconds: dict[str, float] = {}
-        with _room(root, "the run"):
-            (root / "stages").mkdir(parents=True, exist_ok=True)
-            (root / MARKER).write_text(json.dumps({"format": 1}))
+        with room(root, "the run"):
+            root.mkdir(parents=True, exist_ok=True)
+            (root / MARKER).write_text(json.dumps({"format": 1}))  # first: a kill must not leave a foreign folder
+            (root / "stages").mkdir(exist_ok=True)
 
     def stage(self, name: str, inputs: Any, make: Callable[[Path, Report], None]) -> Path:
         """Return the folder of a stage, made by ``make(folder, report)`` unless it is there already.
@@ -59,11 +63,9 @@ class Workspace:
             return folder
         if _key(partial / "started.json") != key:
             shutil.rmtree(partial, ignore_errors=True)
-        with _room(self.root, f"stage {name!r}"):
+        with room(self.root, f"stage {name!r}"):
             partial.mkdir(parents=True, exist_ok=True)
-            started = partial / "started.json"
-            spent = json.loads(started.read_text())["seconds"] if started.exists() else 0.0
-            started.write_text(json.dumps({"key": key, "seconds": spent}))
+            (partial / "started.json").write_text(json.dumps({"key": key}))
             begin = time.monotonic()
             with self._progress(name) as report:
                 make(partial, report)
@@ -103,15 +105,32 @@ def stage_key(folder: Path) -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a file that is there whole or not at all."""
-    with _room(path.parent, path.name):
-        scratch = path.with_name(path.name + ".partial")
+    with whole_file(path) as scratch:
         scratch.write_text(text)
-        scratch.replace(path)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which becomes ``path`` when the block ends well and vanishes otherwise.
+
+    Raises:
+        InputError: ``path`` is a folder, or the disk is full.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file to write")
+    scratch = path.with_name(f"{path.stem}.partial{path.suffix}")
+    with room(path.parent, path.name):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield scratch
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
 
 def copy_folder(source: Path, target: Path) -> None:
     """Copy a folder's files so that the copy is there whole or not at all."""
-    with _room(target.parent, target.name):
+    with room(target.parent, target.name):
         scratch = target.with_name(target.name + ".partial")
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.copytree(source, scratch, ignore=shutil.ignore_patterns("stage.json", "started.json"))
@@ -133,17 +152,14 @@ def _move(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _room(folder: Path, what: str) -> Iterator[None]:
+def room(folder: Path, what: str) -> Iterator[None]:
     """Turn a full disk, in whatever words a library reports it, into one clear error."""
     try:
         yield
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         number = getattr(error, "errno", None)
         words = str(error).lower()
-        full = number in NO_ROOM or any(
-            sign in words for sign in ("no space left", "file too large", "file write failed")
-        )
-        if not full:
+        if number not in NO_ROOM and not any(sign in words for sign in NO_ROOM_WORDS):
             raise
         raise InputError(
             f"{what} could not be written, the disk that holds {folder} is full; what was finished stays: "

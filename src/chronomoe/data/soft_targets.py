@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,7 +19,10 @@ from chronomoe.data.windows import Batch, Window, collate, digest, model_inputs
 from chronomoe.errors import InputError
 from chronomoe.models.group_attention import ExactChronos2Model
 
+WRITTEN_AT_ONCE = 1 << 24  # bytes
 
+
+@runtime_checkable
 class SoftTargets(Protocol):
     """Where a trainer gets the teacher's quantiles of a batch from."""
 
@@ -37,7 +41,7 @@ class LiveTeacher:
     def __call__(self, batch: Batch) -> Float[Tensor, "row quantile horizon"]:
         """Return normalised quantiles for the rows of a batch."""
         self.teacher.to(batch["context"].device)
-        preds = self.teacher(**model_inputs(batch)).normalized_preds
+        preds: Tensor = self.teacher(**model_inputs(batch)).normalized_preds
         return preds[..., : batch["future_target"].shape[1]].float()
 
 
@@ -125,15 +129,15 @@ class SoftTargetStore:
             return store
         scratch = folder.with_name(folder.name + ".partial")
         started = scratch / "started.json"
-        if not started.exists() or json.loads(started.read_text()) != wanted:
+        if not started.exists() or started.read_text() != json.dumps(wanted):
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
             sizes = [len(windows[index].context) for index in range(count)]
             first = np.concatenate([[0], np.cumsum(sizes)])
             np.save(scratch / "first.npy", first)
             shape = (int(first[-1]), teacher.num_quantiles, horizon)
-            np.lib.format.open_memmap(scratch / "quantiles.npy", mode="w+", dtype=np.int16, shape=shape).flush()
-            np.lib.format.open_memmap(scratch / "digest.npy", mode="w+", dtype=np.int64, shape=(count,)).flush()
+            _write_zeros(scratch / "quantiles.npy", dtype=np.dtype(np.int16), shape=shape)
+            _write_zeros(scratch / "digest.npy", dtype=np.dtype(np.int64), shape=(count,))
             (scratch / "done").write_text("0")
             started.write_text(json.dumps(wanted))
         first = np.load(scratch / "first.npy")
@@ -154,3 +158,13 @@ class SoftTargetStore:
         (scratch / "store.json").write_text(json.dumps(wanted))
         scratch.rename(folder)
         return cls(folder)
+
+
+def _write_zeros(path: Path, *, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    """Write every block now: where the disk is full, writing to a memory-mapped hole would end the process."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    left = math.prod(shape) * dtype.itemsize
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        while left > 0:
+            left -= file.write(bytes(min(left, WRITTEN_AT_ONCE)))

@@ -16,6 +16,8 @@ from chronomoe.errors import InputError
 
 SLOW_GENERATORS = ("KernelSynthGenerator", "GaussianProcessGenerator")
 """Generators that factorise a covariance matrix for each series, three orders of magnitude slower than the others."""
+LENGTH_STEP = 16
+"""Contexts of pretraining windows are multiples of this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +58,19 @@ def build_corpus(
         found = json.loads(manifest.read_text())
         if found != wanted:
             raise InputError(f"{folder} holds another corpus ({found}); choose another folder or delete it")
-        return np.load(folder / "series.npy", mmap_mode="r")
+        return _mapped(folder)
     scratch = folder.with_name(folder.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     np.save(scratch / "series.npy", draw_corpus(config, progress=progress))
     (scratch / "corpus.json").write_text(json.dumps(wanted))
     scratch.rename(folder)
-    return np.load(folder / "series.npy", mmap_mode="r")
+    return _mapped(folder)
+
+
+def _mapped(folder: Path) -> NDArray[np.float32]:
+    series: NDArray[np.float32] = np.load(folder / "series.npy", mmap_mode="r")
+    return series
 
 
 def draw_corpus(
@@ -91,7 +98,7 @@ def draw_corpus(
             values = drawn[generator.target_col].to_numpy(dtype=np.float64).reshape(-1, config.length)
             blocks.append(_standardized(values))
     progress(len(config.seasonalities), len(config.seasonalities))
-    series = np.concatenate(blocks)
+    series: NDArray[np.float32] = np.concatenate(blocks)
     return series[np.random.default_rng(config.seed).permutation(len(series))]
 
 
@@ -100,7 +107,8 @@ def _standardized(values: NDArray[np.float64]) -> NDArray[np.float32]:
     spread = values.std(axis=1, keepdims=True)
     kept = spread[:, 0] > 1e-9
     centred = (values - values.mean(axis=1, keepdims=True))[kept] / spread[kept]
-    return np.clip(centred, -30, 30).astype(np.float32)
+    clipped: NDArray[np.float32] = np.clip(centred, -30, 30).astype(np.float32)
+    return clipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +136,18 @@ class MixConfig:
     max_group_size: int = 4
     """Rows of the largest group."""
 
+    def __post_init__(self) -> None:
+        if not LENGTH_STEP <= self.min_context_length <= self.context_length:
+            raise InputError(
+                f"min_context_length must be from {LENGTH_STEP} to context_length ({self.context_length}), "
+                f"got {self.min_context_length}"
+            )
+        if self.max_group_size < 2:
+            raise InputError(f"max_group_size must be at least 2 rows, got {self.max_group_size}")
+
 
 class PretrainingWindows(Dataset[Window]):
-    """An endless supply of windows: window ``i`` depends on the seed and on ``i`` alone, so any process can cut it."""
+    """Windows cut on the fly: window ``i`` depends on the seed and on ``i`` alone, so any process can cut it."""
 
     def __init__(
         self,
@@ -149,15 +166,18 @@ class PretrainingWindows(Dataset[Window]):
         return self.size - self.first
 
     def __getitem__(self, index: int) -> Window:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         index += self.first
         batch = np.random.default_rng([self.seed, 0, index // self.batch_size])
         rng = np.random.default_rng([self.seed, 1, index])
         config = self.config
         length = config.context_length
         if batch.random() >= config.full_context_share:
-            length = int(batch.integers(config.min_context_length // 16, config.context_length // 16 + 1)) * 16
+            shortest, longest = config.min_context_length // LENGTH_STEP, config.context_length // LENGTH_STEP
+            length = int(batch.integers(shortest, longest + 1)) * LENGTH_STEP
         if batch.random() < config.group_share:
-            return self._group(rng, length)
+            return self._group(rng, length)._replace(index=index)
         row = self._row(rng, length)[None]
         unknown = np.full((1, config.horizon), np.nan, dtype=np.float32)
         return Window(row[:, :length], row[:, length:], unknown, index)
@@ -181,8 +201,8 @@ class PretrainingWindows(Dataset[Window]):
         if rng.random() < config.missing_share:
             for _ in range(int(rng.integers(1, 4))):
                 gap = int(rng.integers(1, max(2, length // 6)))
-                start = int(rng.integers(0, length - gap))
-                row[start : start + gap] = np.nan
+                first = int(rng.integers(0, length - gap))
+                row[first : first + gap] = np.nan
         return row
 
     def _group(self, rng: np.random.Generator, length: int) -> Window:

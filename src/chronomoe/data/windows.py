@@ -29,7 +29,7 @@ class Window(NamedTuple):
     """What followed, ``(row, horizon)``."""
     known: NDArray[np.float32]
     """Covariates known into the future, ``(row, horizon)``; NaN where not known."""
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index
     """Which window of its data set this is."""
 
 
@@ -61,7 +61,7 @@ def cut_window(series: Series, cutoff: int, *, context_length: int, horizon: int
     past, future = slice(max(0, cutoff - context_length), cutoff), slice(cutoff, cutoff + horizon)
     past_only = [values for name, values in series.covariates.items() if name not in series.known]
     known = [series.covariates[name] for name in series.known]
-    rows = np.concatenate([series.target, *(values[None] for values in (*past_only, *known))])
+    rows = np.concatenate([series.target[:, past], *(values[None, past] for values in (*past_only, *known))])
     target = np.full((len(rows), horizon), np.nan, dtype=np.float32)
     seen = series.target[:, future]
     target[: len(series.target), : seen.shape[1]] = seen
@@ -69,7 +69,7 @@ def cut_window(series: Series, cutoff: int, *, context_length: int, horizon: int
     if known:
         values = np.stack(known)[:, future]
         future_known[-len(known) :, : values.shape[1]] = values
-    return Window(np.ascontiguousarray(rows[:, past], dtype=np.float32), target, future_known, index)
+    return Window(np.ascontiguousarray(rows, dtype=np.float32), target, future_known, index)
 
 
 class _Span(NamedTuple):
@@ -127,6 +127,8 @@ class TrainingWindows(Dataset[Window]):
         return index % len(self.domains)
 
     def __getitem__(self, index: int) -> Window:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         rng = np.random.default_rng([self.seed, index])
         place = self.domain_of(index)
         spans = self._spans[place]
@@ -198,9 +200,7 @@ class JoinedWindows(Dataset[Window]):
 def digest(window: Window) -> int:
     """Return a number that changes with anything a forecast depends on: values, covariates, group composition."""
     shapes = repr((window.context.shape, window.known.shape)).encode()
-    return zlib.crc32(
-        np.ascontiguousarray(window.known), zlib.crc32(np.ascontiguousarray(window.context), zlib.crc32(shapes))
-    )
+    return zlib.crc32(window.known.tobytes(), zlib.crc32(window.context.tobytes(), zlib.crc32(shapes)))
 
 
 Batch = dict[str, Any]

@@ -2,10 +2,10 @@
 
 import copy
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import norm
 
 from chronomoe.evaluation.metrics import WindowScores
 from chronomoe.evaluation.tasks import Task
@@ -24,7 +24,7 @@ def seasonal_naive(task: Task, *, levels: Sequence[float]) -> Float[np.ndarray, 
     value.
     """
     season, horizon = task.domain.seasonality, task.horizon
-    score = norm.ppf(np.array(levels))[:, None]
+    score = np.array([NormalDist().inv_cdf(level) for level in levels])[:, None]
     seen_rows: dict[int, int] = {}
     rows = []
     for window in task.window:
@@ -51,9 +51,10 @@ def _last_season(past: Float[np.ndarray, " time"], season: int) -> Float[np.ndar
 
 def equal_average(mixture: DistilledMoE) -> DistilledMoE:
     """Return a copy of a mixture that averages all its experts with equal gates, whatever the series."""
-    average = copy.deepcopy(mixture)
+    average: DistilledMoE = copy.deepcopy(mixture)
     average.set_routing(RoutingConfig(top_k=len(mixture.experts), temperature=NEARLY_EQUAL))
-    return average.eval()
+    average.eval()
+    return average
 
 
 def oracle(experts: Sequence[WindowScores]) -> WindowScores:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from chronomoe.data.domains import Domain
 from chronomoe.data.split import Part
 from chronomoe.data.windows import EvaluationWindows, Window, WindowConfig
+from chronomoe.errors import InputError
 from chronomoe.evaluation.metrics import WindowScores, score_windows, seasonal_error
 from chronomoe.pipeline import ChronoMoEPipeline
 
@@ -36,17 +37,19 @@ class Task:
     @property
     def horizon(self) -> int:
         """Future steps."""
-        return self.target.shape[1]
+        return int(self.target.shape[1])
 
 
 def make_task(domain: Domain, config: WindowConfig, *, part: Part = "test", limit: int | None = None) -> Task:
     """Cut the windows of a part of a domain, less those in which nothing was observed before or after the cutoff.
 
     Raises:
-        InputError: no series is long enough.
+        InputError: no series is long enough, or nothing was observed in any window.
     """
     found = EvaluationWindows(domain, config, part=part, limit=limit)
-    windows, places, target, scale, series, owner = [], [], [], [], [], []
+    windows: list[Window] = []
+    places: list[tuple[int, int]] = []
+    target, scale, series, owner = [], [], [], []
     for index, (place, cutoff) in enumerate(found.places):
         window = found[index]
         variates = len(domain.series[place].target)
@@ -59,6 +62,11 @@ def make_task(domain: Domain, config: WindowConfig, *, part: Part = "test", limi
             owner.append(len(windows))
         windows.append(window)
         places.append((place, cutoff))
+    if not windows:
+        raise InputError(
+            f"no {part} window of domain {domain.name!r} has observed values both before and after its cutoff; "
+            "pass series with fewer missing values"
+        )
     return Task(
         domain=domain,
         windows=windows,
@@ -70,11 +78,9 @@ def make_task(domain: Domain, config: WindowConfig, *, part: Part = "test", limi
     )
 
 
-def pipeline_input(window: Window) -> dict[str, Any]:
-    """Return a window as ``Chronos2Pipeline.predict`` takes it."""
-    known = np.isfinite(window.known).any(axis=1)
-    is_target = np.isfinite(window.target).any(axis=1)
-    variates = int(np.flatnonzero(is_target).max(initial=0)) + 1
+def pipeline_input(window: Window, *, variates: int) -> dict[str, Any]:
+    """Return a window, whose first rows are the target's variates, as ``Chronos2Pipeline.predict`` takes it."""
+    known = [bool(np.isfinite(row).any()) for row in window.known]
     names = {row: f"covariate_{row}" for row in range(variates, len(window.context))}
     entry: dict[str, Any] = {"target": window.context[:variates]}
     if names:
@@ -89,19 +95,10 @@ def forecast(
     """Forecast all windows of a task, through the pipeline, so that any horizon and covariates work."""
     pipeline = model if isinstance(model, ChronoMoEPipeline) else ChronoMoEPipeline(model)
     pipeline.model.eval()
-    rows = [
-        prediction[:variates].numpy()
-        for prediction, variates in zip(
-            pipeline.predict(
-                [pipeline_input(window) for window in task.windows],
-                prediction_length=task.horizon,
-                batch_size=batch_size,
-            ),
-            np.bincount(task.window).tolist(),
-            strict=True,
-        )
-    ]
-    return np.concatenate(rows)
+    variates = np.bincount(task.window).tolist()
+    inputs = [pipeline_input(window, variates=count) for window, count in zip(task.windows, variates, strict=True)]
+    predictions = pipeline.predict(inputs, prediction_length=task.horizon, batch_size=batch_size)
+    return np.concatenate([prediction.numpy() for prediction in predictions])
 
 
 def score(task: Task, quantiles: Float[np.ndarray, "row quantile horizon"], *, levels: list[float]) -> WindowScores:

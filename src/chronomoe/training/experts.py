@@ -6,13 +6,13 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from chronomoe.data.soft_targets import SoftTargets
 from chronomoe.data.windows import Window, collate
@@ -20,10 +20,15 @@ from chronomoe.errors import InputError
 from chronomoe.models.distilled_moe import DistilledMoE
 from chronomoe.models.group_attention import ExactChronos2Model
 from chronomoe.training.losses import LossConfig
-from chronomoe.training.trainer import Chronos2DistillationTrainer, JointTrainer, training_arguments
+from chronomoe.training.trainer import (
+    Chronos2DistillationTrainer,
+    JointTrainer,
+    last_checkpoint,
+    training_arguments,
+)
 
 Progress = Callable[[int, int], None]
-Curve = dict[str, list[float]]
+Curve = dict[str, list[float | int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,9 @@ class DistilConfig:
     batch_size: int = 64
     """Windows of a step, on each process."""
     learning_rate: float = 1e-3
-    """Peak; a linear warm-up leads to it and a cosine to zero."""
+    """Peak, at the end of a linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up: to zero, or as it is, for a student that others branch from."""
     warmup_share: float = 0.05
     """Share of the steps spent warming up."""
     weight_decay: float = 0.01
@@ -52,6 +59,8 @@ class DistilConfig:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise InputError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}")
+        if self.schedule not in ("cosine", "constant"):
+            raise InputError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}")
         if self.learning_rate <= 0:
             raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
 
@@ -93,20 +102,22 @@ def distil(
         soft_targets: live teacher or store; None trains on what happened alone.
         config: steps, rates, losses.
         folder: for checkpoints.
-        validation: windows whose hard loss is taken at the start of the last tenth and at the end.
+        validation: windows whose hard loss is taken after every fifth of the steps.
         hidden_teacher: for the hidden-state loss.
         expert_learning_rate: trains a mixture jointly, with this rate for everything but its router.
         progress: called with steps done and in all.
     """
     if config.loss.hidden_weight > 0 and hidden_teacher is None:
         raise InputError("hidden_weight needs the teacher itself: a soft-target store holds forecasts only")
+    if config.loss.hidden_weight > 0 and hidden_teacher is not None:
+        _check_same_width(student, hidden_teacher)
     arguments = training_arguments(
         str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         learning_rate=config.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type="cosine" if config.schedule == "cosine" else "constant_with_warmup",
         warmup_steps=round(config.warmup_share * config.steps),
         weight_decay=config.weight_decay,
         bf16=config.bf16,
@@ -117,7 +128,7 @@ def distil(
         eval_steps=max(1, config.steps // 5),
     )
     patch_size = student.chronos_config.output_patch_size
-    kind = Chronos2DistillationTrainer
+    kind: Callable[..., Chronos2DistillationTrainer] = Chronos2DistillationTrainer
     if expert_learning_rate is not None:
         kind = functools.partial(JointTrainer, expert_learning_rate=expert_learning_rate)
     trainer = kind(
@@ -132,10 +143,19 @@ def distil(
         callbacks=[_Reporter(progress)],
     )
     _quiet(trainer)
-    resume = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    trainer.train(resume_from_checkpoint=resume)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     student.eval()
     return training_curve(trainer.state.log_history)
+
+
+def _check_same_width(student: ExactChronos2Model | DistilledMoE, teacher: ExactChronos2Model) -> None:
+    if isinstance(student, DistilledMoE):
+        raise InputError("hidden_weight must be 0 for a mixture: its experts' tokens follow no single teacher's")
+    if student.config.d_model != teacher.config.d_model:
+        raise InputError(
+            f"hidden_weight needs a student of the teacher's d_model {teacher.config.d_model}, "
+            f"got {student.config.d_model}; set it to 0 or keep d_model"
+        )
 
 
 def _quiet(trainer: Chronos2DistillationTrainer) -> None:
@@ -144,7 +164,7 @@ def _quiet(trainer: Chronos2DistillationTrainer) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-def training_curve(history: Sequence[dict[str, float]]) -> Curve:
+def training_curve(history: Sequence[dict[str, float | int]]) -> Curve:
     """Pick steps and losses out of a trainer's log."""
     trained = [entry for entry in history if "loss" in entry]
     judged = [entry for entry in history if "eval_loss" in entry]

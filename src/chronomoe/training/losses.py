@@ -98,9 +98,9 @@ def masked_mean(
 
 
 def distillation_loss(
-    student: Float[Tensor, "batch quantile horizon"],
+    student: Float[Tensor, "batch quantile student_steps"],
     *,
-    teacher: Float[Tensor, "batch quantile horizon"] | None,
+    teacher: Float[Tensor, "batch quantile teacher_steps"] | None,
     target: Float[Tensor, "batch horizon"],
     levels: Float[Tensor, " quantile"],
     config: LossConfig,

@@ -12,12 +12,12 @@ from chronos.chronos2.config import Chronos2CoreConfig
 from torch.utils.tensorboard import SummaryWriter
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from chronomoe.data.synthetic import CorpusConfig, MixConfig, PretrainingWindows, build_corpus
 from chronomoe.data.windows import Batch, Window, collate, model_inputs
 from chronomoe.errors import InputError
-from chronomoe.models.group_attention import ExactChronos2Model, use_exact_group_attention
+from chronomoe.models.group_attention import ExactChronos2Model, cast_parameters, use_exact_group_attention
+from chronomoe.training.trainer import last_checkpoint
 
 QUANTILE_LEVELS = (0.01, *(round(0.05 * step, 2) for step in range(1, 20)), 0.99)
 """The 21 levels of the public Chronos-2 checkpoint."""
@@ -80,6 +80,11 @@ class PretrainConfig:
                 f"context length and horizon must be multiples of the patch size {self.teacher.patch_size}, got "
                 f"{self.mix.context_length} and {self.mix.horizon}"
             )
+        if self.corpus.length < self.mix.context_length + self.mix.horizon:
+            raise InputError(
+                f"the corpus needs series of at least a context and a horizon, {self.mix.context_length} + "
+                f"{self.mix.horizon} steps, got {self.corpus.length}"
+            )
 
 
 def new_teacher(config: PretrainConfig) -> ExactChronos2Model:
@@ -135,15 +140,8 @@ def pretrain(
     Raises:
         InputError: ``out`` holds a run of another configuration.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    record = out / "pretrain.json"
-    wanted = json.loads(json.dumps(asdict(config)))
-    if record.exists() and json.loads(record.read_text()) != wanted:
-        raise InputError(f"{out} holds a pretraining run of another configuration; choose another folder")
-    record.write_text(json.dumps(wanted, indent=2))
-    series = build_corpus(out / "corpus", config.corpus, progress=progress)
     checkpoints = out / "checkpoints"
-    resume = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    resume = last_checkpoint(checkpoints)
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=config.steps,
@@ -167,6 +165,9 @@ def pretrain(
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=False,
     )
+    with arguments.main_process_first(local=False, desc="corpus"):
+        _record(config, out)
+        series = build_corpus(out / "corpus", config.corpus, progress=progress)
     batch_size = config.batch_size * arguments.world_size
     done = int(resume.rsplit("-", 1)[1]) if resume else 0
     model = new_teacher(config)
@@ -185,6 +186,17 @@ def pretrain(
         callbacks=[TensorBoardCallback(SummaryWriter(str(out / "logs"))), *(callbacks or [])],
     )
     trainer.train(resume_from_checkpoint=resume)
+    cast_parameters(model, torch.bfloat16)
     if trainer.is_world_process_zero():
-        model.to(torch.bfloat16).save_pretrained(out)
+        model.save_pretrained(out)
     return model
+
+
+def _record(config: PretrainConfig, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    record, partial = out / "pretrain.json", out / "pretrain.json.partial"
+    wanted = json.loads(json.dumps(asdict(config)))
+    if record.exists() and json.loads(record.read_text()) != wanted:
+        raise InputError(f"{out} holds a pretraining run of another configuration; choose another folder")
+    partial.write_text(json.dumps(wanted, indent=2))
+    partial.replace(record)

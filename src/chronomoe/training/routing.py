@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,17 +16,20 @@ from chronomoe.data.windows import Window, collate, model_inputs
 from chronomoe.errors import InputError
 from chronomoe.models.balancing import expert_load, load_balancing_loss, z_loss
 from chronomoe.models.distilled_moe import DistilledMoE
-from chronomoe.models.router import choose
+from chronomoe.models.router import choose, pool_groups
 from chronomoe.training.losses import quantile_loss
 
 
 class ExpertForecasts(NamedTuple):
     """What every expert says of every window, and what happened: all that a router learns from.
 
-    One row for each target variate; rows of one window share a group.
+    One row for each target variate; rows of one window share a group, numbered from 0 without gaps. The router reads
+    all members of a group, covariates too.
     """
 
-    features: Float[Tensor, "row feature"]
+    features: Float[Tensor, "member feature"]
+    member: Int[Tensor, " member"]  # group of each member
+    observed: Bool[Tensor, " member"]  # whether its context has any value
     group: Int[Tensor, " row"]
     quantiles: Float[Tensor, "row expert quantile horizon"]  # normalised, half precision
     target: Float[Tensor, "row horizon"]  # normalised, NaN where not observed
@@ -47,8 +50,8 @@ class RouterTrainingConfig:
     """AdamW's."""
     noise: float = 0.1
     """Standard deviation of the noise added to standardised features: augmentation against overfitting."""
-    target_weight: float = 1.0
-    """Weight of the cross-entropy to each window's best experts."""
+    target_weight: float = 0.0
+    """Weight of the cross-entropy to each window's best experts; one window's losses are noisy labels, see LOG.md."""
     target_temperature: float = 0.05
     """Relative loss gap at which an expert's target probability falls by a factor of e; small is close to one-hot."""
     mixture_weight: float = 1.0
@@ -63,6 +66,16 @@ class RouterTrainingConfig:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.patience < 1:
             raise InputError(f"epochs and patience must be at least 1, got {self.epochs} and {self.patience}")
+        if self.batch_size < 1 or self.learning_rate <= 0 or self.target_temperature <= 0:
+            raise InputError(
+                "batch_size, learning_rate and target_temperature must be positive, got "
+                f"{self.batch_size}, {self.learning_rate} and {self.target_temperature}"
+            )
+        if min(self.target_weight, self.mixture_weight) < 0 or self.target_weight + self.mixture_weight == 0:
+            raise InputError(
+                "target_weight and mixture_weight must not be negative, nor both 0, got "
+                f"{self.target_weight} and {self.mixture_weight}"
+            )
         if self.mixture not in ("all", "top_k"):
             raise InputError(f"mixture must be 'all' or 'top_k', got {self.mixture!r}")
 
@@ -71,13 +84,18 @@ class RouterTrainingConfig:
 def forecast_with_experts(
     mixture: DistilledMoE, windows: Dataset[Window], *, domain_of: Sequence[int], batch_size: int = 256
 ) -> ExpertForecasts:
-    """Let every expert forecast every window once; rows of covariates are left out.
+    """Let every expert forecast every window once; forecasts of rows without a target are left out.
+
+    Windows in which no row has a target are left out altogether.
 
     Args:
         mixture: its experts forecast; its router only describes the series.
         windows: numbered from 0 in the order of the data set.
         domain_of: domain of each window.
         batch_size: windows at a time.
+
+    Raises:
+        InputError: no window has a target.
     """
     mixture.eval()
     patch_size = mixture.chronos_config.output_patch_size
@@ -89,13 +107,22 @@ def forecast_with_experts(
         forecasts = [expert(**model_inputs(batch)) for expert in mixture.experts]
         target, _ = mixture.instance_norm(batch["future_target"], forecasts[0].loc_scale)
         kept = target.isfinite().any(dim=1)
+        described = torch.isin(batch["group_ids"], batch["group_ids"][kept])
         window = first + batch["group_ids"]
         quantiles = torch.stack([forecast.normalized_preds[..., :horizon] for forecast in forecasts], dim=1)
         features = mixture.router_inputs(batch["context"])
+        observed = batch["context"].isfinite().any(dim=1)
         domain = torch.tensor([domain_of[index] for index in window.tolist()])
-        parts.append(tuple(part[kept] for part in (features, window, quantiles.half(), target, domain)))
+        members = tuple(part[described] for part in (features, window, observed))
+        parts.append(members + tuple(part[kept] for part in (window, quantiles.half(), target, domain)))
         first += len(batch["window"])
-    return ExpertForecasts(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    cached = ExpertForecasts(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    windows_kept = cached.group.unique()
+    if len(windows_kept) == 0:
+        raise InputError("no window has a target: every value to be forecast is missing; use other cutoffs or series")
+    return cached._replace(
+        member=torch.searchsorted(windows_kept, cached.member), group=torch.searchsorted(windows_kept, cached.group)
+    )
 
 
 def expert_losses(forecasts: ExpertForecasts, levels: Float[Tensor, " quantile"]) -> Float[Tensor, "row expert"]:
@@ -113,11 +140,8 @@ def target_probability(losses: Float[Tensor, "row expert"], *, temperature: floa
     return (-relative / temperature).softmax(dim=1)
 
 
-def _group_mean(values: Tensor, group: Tensor) -> Tensor:
-    """Average rows of a group and give every row its group's average."""
-    count = int(group.max()) + 1
-    total = values.new_zeros(count, *values.shape[1:]).index_add(0, group, values)
-    return (total / torch.bincount(group, minlength=count).clamp(min=1)[:, None])[group]
+def _group_mean(values: Float[Tensor, "row expert"], group: Int[Tensor, " row"]) -> Float[Tensor, "group expert"]:
+    return pool_groups(values, group=group, observed=torch.ones_like(group, dtype=torch.bool))
 
 
 def train_router(
@@ -125,7 +149,7 @@ def train_router(
     train: ExpertForecasts,
     validation: ExpertForecasts,
     config: RouterTrainingConfig,
-) -> dict[str, list[float]]:
+) -> dict[str, list[float | int]]:
     """Train the router of a mixture whose experts stay as they are; seconds, since no expert runs.
 
     The loss has two parts: cross-entropy to probabilities made of each expert's own loss, which also teaches at
@@ -134,56 +158,79 @@ def train_router(
 
     Returns:
         The curve: epoch, training loss, validation loss.
+
+    Raises:
+        InputError: the settings let nothing reach the router.
     """
+    if mixture.top_k == 1 and config.mixture == "top_k" and config.target_weight == 0:
+        raise InputError(
+            "at top_k 1 the chosen expert's gate is always 1, so that its forecast teaches the router nothing; "
+            "set target_weight above 0, or mixture to 'all'"
+        )
     router, generator = mixture.router, torch.Generator().manual_seed(config.seed)
     levels = torch.tensor(mixture.chronos_config.quantiles)
     router.standardize_on(train.features)
     losses = _group_mean(expert_losses(train, levels), train.group)
     wanted = target_probability(losses, temperature=config.target_temperature)
     optimizer = torch.optim.AdamW(router.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    steps = math.ceil(len(train.group) / config.batch_size) * config.epochs
+    steps = math.ceil(len(wanted) / config.batch_size) * config.epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    best, best_state, since = math.inf, copy.deepcopy(router.state_dict()), 0
-    curve: dict[str, list[float]] = {"step": [], "loss": [], "eval_step": [], "eval_loss": []}
+    trained = torch.nn.ModuleList([router, mixture.balance_bias])
+    best, best_state, since = mixture_quantile_loss(mixture, validation), copy.deepcopy(trained.state_dict()), 0
+    curve: dict[str, list[float | int]] = {"step": [], "loss": [], "eval_step": [], "eval_loss": []}
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)  # dropout draws from the global generator
         for epoch in range(config.epochs):
             total = 0.0
             router.train()
-            for rows in torch.randperm(len(train.group), generator=generator).split(config.batch_size):
-                noise = torch.randn(train.features[rows].shape, generator=generator) * config.noise * router.spread
-                score = router(train.features[rows] + noise)
-                loss = _router_loss(mixture, score, train, rows, wanted[rows], levels, config, generator)
+            for chosen in torch.randperm(len(wanted), generator=generator).split(config.batch_size):
+                loss = _router_loss(mixture, _pick(train, chosen), wanted[chosen], levels, config, generator)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                total += loss.item() * len(rows)
+                total += loss.item() * len(chosen)
             judged = mixture_quantile_loss(mixture, validation)
             curve["step"].append(epoch + 1)
-            curve["loss"].append(total / len(train.group))
+            curve["loss"].append(total / len(wanted))
             curve["eval_step"].append(epoch + 1)
             curve["eval_loss"].append(judged)
             since += 1
             if judged < best:
-                best, best_state, since = judged, copy.deepcopy(router.state_dict()), 0
+                best, best_state, since = judged, copy.deepcopy(trained.state_dict()), 0
             if since >= config.patience:
                 break
-    router.load_state_dict(best_state)
+    trained.load_state_dict(best_state)
     router.eval()
     return curve
 
 
+def _pick(data: ExpertForecasts, groups: Int[Tensor, " group"]) -> ExpertForecasts:
+    """Return some groups, numbered in their order."""
+    number = torch.full((int(data.group.max()) + 1,), -1)
+    number[groups] = torch.arange(len(groups))
+    member, row = number[data.member], number[data.group]
+    return ExpertForecasts(
+        features=data.features[member >= 0],
+        member=member[member >= 0],
+        observed=data.observed[member >= 0],
+        group=row[row >= 0],
+        quantiles=data.quantiles[row >= 0],
+        target=data.target[row >= 0],
+        domain=data.domain[row >= 0],
+    )
+
+
 def _router_loss(
     mixture: DistilledMoE,
-    score: Tensor,
     data: ExpertForecasts,
-    rows: Tensor,
-    wanted: Tensor,
+    wanted: Float[Tensor, "group expert"],
     levels: Tensor,
     config: RouterTrainingConfig,
     generator: torch.Generator,
 ) -> Tensor:
+    noise = torch.randn(data.features.shape, generator=generator) * config.noise * mixture.router.spread
+    score = pool_groups(mixture.router(data.features + noise), group=data.member, observed=data.observed)
     routing = choose(
         score,
         mixture.moe.routing,
@@ -199,8 +246,8 @@ def _router_loss(
         weight = routing.prob
         if config.mixture == "top_k":
             weight = torch.zeros_like(routing.prob).scatter_add(1, routing.expert, routing.gate)
-        forecast = torch.einsum("re,reqh->rqh", weight, data.quantiles[rows].float())
-        loss = loss + config.mixture_weight * quantile_loss(forecast, data.target[rows], levels=levels).nanmean()
+        forecast = torch.einsum("re,reqh->rqh", weight[data.group], data.quantiles.float())
+        loss = loss + config.mixture_weight * quantile_loss(forecast, data.target, levels=levels).nanmean()
     balance = mixture.moe.balance
     load = expert_load(routing.expert, num_experts=len(mixture.experts), used=routing.gate > 0)
     if balance.bias_rate:
@@ -216,7 +263,7 @@ def _router_loss(
 def mixture_quantiles(mixture: DistilledMoE, data: ExpertForecasts) -> Float[Tensor, "row quantile horizon"]:
     """Return the mixture's normalised forecasts as it would make them, from what its experts said."""
     mixture.eval()
-    score = _group_mean(mixture.router(data.features), data.group)
+    score = pool_groups(mixture.router(data.features), group=data.member, observed=data.observed)
     routing = choose(
         score,
         mixture.moe.routing,
@@ -224,7 +271,7 @@ def mixture_quantiles(mixture: DistilledMoE, data: ExpertForecasts) -> Float[Ten
         generalist=mixture.generalist,
     )
     weight = torch.zeros_like(routing.prob).scatter_add(1, routing.expert, routing.gate)
-    return torch.einsum("re,reqh->rqh", weight, data.quantiles.float())
+    return torch.einsum("re,reqh->rqh", weight[data.group], data.quantiles.float())
 
 
 def mixture_quantile_loss(mixture: DistilledMoE, data: ExpertForecasts) -> float:

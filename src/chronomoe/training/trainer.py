@@ -1,6 +1,7 @@
 """The distillation trainer: a ``transformers.Trainer`` with one overridden method."""
 
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +37,8 @@ class Chronos2DistillationTrainer(Trainer):
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
-        self.soft_targets, self.loss, self.hidden_teacher = soft_targets, loss, hidden_teacher
+        self.soft_targets, self.loss = soft_targets, loss
+        self.hidden_teacher = None if hidden_teacher is None else hidden_teacher.eval()
         self._parts: dict[str, list[float]] = defaultdict(list)
 
     def compute_loss(
@@ -70,6 +72,7 @@ class Chronos2DistillationTrainer(Trainer):
 
     def _hidden_loss(self, states: tuple[Tensor, ...], inputs: Batch) -> Tensor:
         assert self.hidden_teacher is not None  # checked by the caller that made this trainer
+        self.hidden_teacher.to(inputs["context"].device)
         with torch.no_grad():
             teacher = self.hidden_teacher(**model_inputs(inputs), output_hidden_states=True).hidden_states
         return hidden_loss(states, teacher, kept_layers(len(teacher), len(states)))
@@ -100,7 +103,8 @@ class JointTrainer(Chronos2DistillationTrainer):
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Make AdamW with one group for the router and one for the experts."""
-        if self.optimizer is None:
+        optimizer: torch.optim.Optimizer | None = self.optimizer  # type: ignore[has-type]
+        if optimizer is None:
             own = {id(parameter) for parameter in self.model.router.parameters()}
             experts = [parameter for parameter in self.model.parameters() if id(parameter) not in own]
             kind, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
@@ -108,8 +112,19 @@ class JointTrainer(Chronos2DistillationTrainer):
                 {"params": list(self.model.router.parameters())},
                 {"params": experts, "lr": self.expert_learning_rate},
             ]
-            self.optimizer = kind(groups, weight_decay=self.args.weight_decay, **options)
-        return self.optimizer
+            self.optimizer = optimizer = kind(groups, weight_decay=self.args.weight_decay, **options)
+        return optimizer
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """Return the latest checkpoint of a trainer that was written to its end; None where there is none.
+
+    The trainer's state is what is written last, so a folder without it was left by a kill.
+    """
+    states = folder.glob("checkpoint-*/trainer_state.json")
+    complete = [state.parent for state in states if state.read_text().endswith("}\n")]
+    latest = max(complete, key=lambda checkpoint: int(checkpoint.name.rsplit("-", 1)[1]), default=None)
+    return None if latest is None else str(latest)
 
 
 def training_arguments(folder: str, **changes: Any) -> TrainingArguments:

@@ -1,0 +1,131 @@
+"""Bad input: one clear line on stderr, status 2, nothing half-written."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import transformers
+
+from chronomoe import ChronoMoEPipeline
+
+
+@pytest.fixture
+def predict(refused, teacher_folder, tmp_path):
+    """Refuse to predict from a frame."""
+
+    def call(frame, *words):
+        frame.to_csv(tmp_path / "past.csv", index=False)
+        return refused(
+            "predict", teacher_folder, tmp_path / "past.csv", "--horizon", 4, "--out", tmp_path / "f.csv", *words
+        )
+
+    return call
+
+
+def drop(column):
+    return lambda frame: frame.drop(columns=column)
+
+
+def put(row, column, value):
+    def change(frame):
+        frame[column] = frame[column].astype(object)
+        frame.loc[row, column] = value
+        return frame
+
+    return change
+
+
+BAD_FRAMES = {
+    "no target": (drop("target"), "missing column 'target'"),
+    "misnamed target": (lambda frame: frame.rename(columns={"target": "traget"}), "Did you mean 'traget'"),
+    "misnamed item": (lambda frame: frame.rename(columns={"item_id": "id"}), "missing column 'item_id'.* 'id'"),
+    "no timestamp": (drop("timestamp"), "missing column 'timestamp'"),
+    "unsorted": (lambda frame: frame.iloc[::-1], "unsorted timestamps: .*s1"),
+    "duplicated": (lambda frame: pd.concat([frame, frame.tail(1)]), "duplicated timestamp: .*s1"),
+    "irregular": (lambda frame: frame.drop(index=[5, 17]), "irregular.*s0|s0.*irregular|regular"),
+    "empty": (lambda frame: frame.head(0), "empty"),
+    "all missing": (lambda frame: frame.assign(target=np.nan), "all 2 hold only missing values"),
+    "infinite": (put(7, "target", np.inf), "finite .* got inf for .*'s0'.*2024-01-01 07:00"),
+    "mixed": (put(7, "target", "seven"), "column 'target' mixes numbers and text: row 7 .*'seven'"),
+    "text": (lambda frame: frame.assign(colour="red"), "column 'colour' must hold numbers, got 'red'"),
+    "not times": (put(3, "timestamp", "soon"), "column 'timestamp' must hold dates or times .*'soon' in row 3"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FRAMES)
+def test_a_bad_frame_is_refused(predict, make_frame, kind):
+    change, message = BAD_FRAMES[kind]
+    assert re.search(message, predict(change(make_frame(2, 60))))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--levels", "low"], "numbers separated by commas"),
+        (["--levels", "0.5,1.5"], "between 0 and 1"),
+        (["--target", "traget"], "missing column 'traget'"),
+        (["--horizon", "0"], "horizon must be at least 1 step, got 0"),
+        (["--out", "f.txt"], "a .csv or .parquet file, got f.txt"),
+        (["--future", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_a_bad_option_of_predict_is_refused(predict, make_frame, words, message):
+    assert message in predict(make_frame(2, 60), *words)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"moe": {"routing": {"top_k": 9}}}, "top_k must be from 1 to 3, the number of experts, got 9"),
+        ({"domains": [{"data": "nowhere.csv"}]}, "nowhere.csv"),
+        ({"domains": [{"data": "demo:trafic"}]}, "Did you mean 'traffic'"),
+        ({"windows": {"context_length": 64, "horizon": 60}}, "no series of domain 'power' has a validation part"),
+    ],
+)
+def test_a_bad_recipe_is_refused(refused, recipe, tmp_path, changes, message):
+    assert message in refused("run", recipe(**changes), "--out", tmp_path / "run")
+
+
+def test_an_output_folder_that_holds_something_else_is_refused(refused, recipe, tmp_path):
+    mine = recipe()
+    assert "holds something else" in refused("run", mine, "--out", tmp_path)
+    assert "is a file" in refused("run", mine, "--out", mine)
+    assert "is not empty" in refused("distil", "tiny", "demo:traffic", "--out", tmp_path)
+    assert "is not empty" in refused("compose", "a=x", "--data", "demo:traffic", "--out", tmp_path)
+
+
+def test_a_teacher_without_weights_or_of_another_kind_is_refused(refused, recipe, teacher_folder, tmp_path):
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "config.json").write_bytes((teacher_folder / "config.json").read_bytes())
+    assert "has no weights" in refused("run", recipe(teacher=str(tmp_path / "bare")), "--out", tmp_path / "run")
+    core = transformers.T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vocab_size=9)
+    transformers.T5EncoderModel(core).save_pretrained(tmp_path / "t5")
+    assert "not a Chronos-2 checkpoint" in refused("run", recipe(), "--teacher", tmp_path / "t5", "--out", "run")
+    assert "there is no folder" in refused("run", recipe(), "--teacher", "./nowhere", "--out", tmp_path / "run")
+
+
+def test_series_that_are_all_too_short_are_refused(refused, teacher_folder, make_frame, tmp_path):
+    make_frame(2, 40).to_csv(tmp_path / "data.csv", index=False)
+    words = [tmp_path / "data.csv", "--horizon", 16, "--context-length", 64, "--out", tmp_path / "x"]
+    assert "no series of domain 'data' has a" in refused("distil", teacher_folder, *words)
+    assert "no series of domain 'data' has a" in refused("evaluate", teacher_folder, "--data", *words)
+
+
+def test_top_k_beyond_the_experts_is_refused(refused, finished_run, tmp_path):
+    student = finished_run / "stages" / "students" / "expert-power" / "model"
+    words = ["--data", "demo:traffic", "--top-k", 3, "--out", tmp_path / "moe"]
+    assert "top_k must be from 1 to 2" in refused("compose", f"a={student}", f"b={student}", *words)
+    assert "top_k must be at least 1" in refused("compose", f"a={student}", *words, "--top-k", 0)
+    assert "needs a name of its own" in refused("compose", student, student, *words)
+
+
+def test_experts_of_other_quantile_levels_are_refused(refused, finished_run, make_teacher, tmp_path):
+    student = finished_run / "stages" / "students" / "expert-power" / "model"
+    ChronoMoEPipeline(make_teacher(forecasting={"quantiles": [0.1, 0.5, 0.9]})).save_pretrained(tmp_path / "odd")
+    words = ["--data", "demo:traffic", "--out", tmp_path / "moe"]
+    assert "quantiles" in refused("compose", f"a={student}", tmp_path / "odd", *words)
+
+
+def test_a_report_of_a_folder_without_a_run_is_refused(refused, tmp_path):
+    refused("report", tmp_path)

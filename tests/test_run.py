@@ -1,0 +1,233 @@
+import json
+import shutil
+import signal
+import time
+from io import StringIO
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from chronos import BaseChronosPipeline
+from rich.console import Console
+
+from chronomoe import ChronoMoEPipeline, DistilledMoE
+from chronomoe.errors import InputError
+from chronomoe.recipes import RunConfig, dump, load_recipe, parse
+from chronomoe.run import RESULTS, run
+from chronomoe.run_mixture import mixture
+from chronomoe.run_setup import Setup
+from chronomoe.run_students import group_windows, soft_targets, student, students
+
+FEW = {"steps": 2, "batch_size": 2, "windows": 4}
+KINDS = {"teacher", "single", "expert", "generalist", "average", "oracle", "naive", "mixture"}
+STUDENTS = ["generalist", "expert-power", "expert-sales", "single-power", "single-sales", "generalist-full"]
+STAGES = [
+    "soft-targets",
+    *(f"students/{name}" for name in [*STUDENTS, "generalist-wide"]),
+    "expert-forecasts",
+    "router",
+]
+
+
+def records(folder):
+    return [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
+
+
+def weights(folder):
+    return (folder / "moe" / "model.safetensors").read_bytes()
+
+
+def test_a_run_ends_with_everything_promised(finished_run):
+    promised = {"report.html", "report.md", "config.yaml", "moe", "run.json", "stages", *RESULTS}
+    assert promised <= {path.name for path in finished_run.iterdir()}
+    assert "mixture K=2" in (finished_run / "report.md").read_text()
+    assert not list(finished_run.rglob("*.partial"))
+
+
+def test_records_hold_every_kind_in_every_domain_and_overall(finished_run):
+    found = records(finished_run)
+    assert {record["kind"] for record in found} == KINDS
+    for kind in KINDS:
+        assert {record["domain"] for record in found if record["kind"] == kind} == {"power", "sales", "overall"}
+    assert all(set(record) == {"model", "kind", "domain", "horizon", "metric", "value"} for record in found)
+    assert {record["horizon"] for record in found} == {16}
+    assert {"WQL", "MASE", "SQL", "MAE", "MSE", "coverage80"} <= {record["metric"] for record in found}
+
+
+def test_the_saved_configuration_repeats_the_run(finished_run, make_recipe):
+    values = yaml.safe_load((finished_run / "config.yaml").read_text())
+    assert parse(values, RunConfig, source="saved") == make_recipe()
+
+
+def test_the_checkpoint_forecasts_through_the_stock_pipeline(finished_run):
+    pipeline = BaseChronosPipeline.from_pretrained(finished_run / "moe")
+    wave = np.sin(np.arange(90) / 4).astype(np.float32)
+    quantiles, _ = pipeline.predict_quantiles([wave], prediction_length=20)
+    assert isinstance(pipeline.model, DistilledMoE)
+    assert quantiles[0].shape == (1, 20, 9)
+    assert torch.isfinite(quantiles[0]).all()
+
+
+def test_the_experts_are_the_branched_students_and_the_generalist(finished_run):
+    model = ChronoMoEPipeline.from_pretrained(finished_run / "moe").model
+    assert model.config.expert_names == ["generalist", "power", "sales"]
+    saved = ChronoMoEPipeline.from_pretrained(finished_run / "stages/students/expert-sales/model").model.state_dict()
+    for name, value in model.experts[2].state_dict().items():
+        torch.testing.assert_close(value, saved[name])
+
+
+def test_the_same_command_again_skips_every_stage(finished_run, make_recipe, tmp_path):
+    folder = shutil.copytree(finished_run, tmp_path / finished_run.name)
+    console = Console(file=StringIO())
+    run(make_recipe(), folder, console=console)
+    lines = console.file.getvalue().splitlines()
+    assert sorted(lines) == sorted(f"✓ {name}: unchanged, skipped" for name in [*STAGES, "evaluation"])
+    for name in ("evaluation.jsonl", "report.md", "config.yaml"):
+        assert (folder / name).read_bytes() == (finished_run / name).read_bytes()
+
+
+def test_another_router_leaves_the_students(finished_run, make_recipe, tmp_path):
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    console = Console(file=StringIO(), width=200)
+    setup = Setup(make_recipe(router={"epochs": 3}), folder, console=console)
+    mixture(setup, students(setup))
+    remade = [line for line in console.file.getvalue().splitlines() if "skipped" not in line]
+    assert [line.split(":")[0] for line in remade if line] == ["✓ router"]
+
+
+def test_other_series_make_everything_again(finished_run, make_recipe, make_frame, tmp_path):
+    make_frame(3, 400, seed=9).to_csv(tmp_path / "power.csv", index=False)
+    domains = [{"data": str(tmp_path / "power.csv")}]
+    before = Setup(make_recipe(), tmp_path / "a").base
+    assert Setup(make_recipe(domains=domains), tmp_path / "b").base["data"][0] != before["data"][0]
+
+
+KILLS = [
+    "stages/soft-targets.partial/store.partial/started.json",
+    "stages/students/generalist.partial/checkpoints",
+    "stages/students/expert-power/stage.json",
+    "stages/students/generalist-full.partial/checkpoints/checkpoint-50/model.safetensors",
+    "stages/students/generalist-full/stage.json",
+    "stages/expert-forecasts.partial/train.pt",
+    "stages/evaluation.partial/evaluation.jsonl",
+    "moe.partial",
+]
+
+
+def test_a_run_killed_at_many_points_ends_as_one_left_alone(finished_run, make_recipe, processes, tmp_path):
+    folder = tmp_path / "run"
+    for place in KILLS:
+        process = processes.Process(target=run, args=(make_recipe(), folder))
+        process.start()
+        while not (folder / place).exists() and process.is_alive():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL or place == "moe.partial", place
+    run(make_recipe(), folder, console=Console(file=StringIO()))
+    assert (folder / "evaluation.jsonl").read_bytes() == (finished_run / "evaluation.jsonl").read_bytes()
+    assert weights(folder) == weights(finished_run)
+    for name in ("intervals.json", "routing.json", "forecasts.json"):
+        assert (folder / name).read_bytes() == (finished_run / name).read_bytes()
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(make_recipe, tmp_path):
+    weights = []
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        recipe = make_recipe(budget=FEW, seed=seed, student={"num_layers": 1, "init": "random"})
+        setup = Setup(recipe, tmp_path / folder, console=Console(file=StringIO()))
+        made = student(setup, "generalist", group=None, steps=2, store=soft_targets(setup))
+        weights.append((made / "model" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert weights[0] != weights[2]
+
+
+@pytest.fixture(scope="module")
+def clustered(make_recipe, tmp_path_factory):
+    """Setup, students and mixture of a run whose experts are two of the generalist's and two clusters'."""
+    recipe = make_recipe(budget=FEW, experts={"clusters": 2, "select": 2})
+    setup = Setup(recipe, tmp_path_factory.mktemp("clusters") / "run", console=Console(file=StringIO()))
+    trained = students(setup)
+    return setup, trained, ChronoMoEPipeline.from_pretrained(mixture(setup, trained) / "model").model
+
+
+def test_clusters_stand_in_for_domains(clustered):
+    setup, trained, _ = clustered
+    assert [name for name in trained if name.startswith("expert/")] == ["expert/cluster-0", "expert/cluster-1"]
+    parts = [part for group in setup.groups.values() for part in group]
+    assert sum(len(part.series) for part in parts) == sum(len(domain.series) for domain in setup.domains)
+
+
+def test_greedy_selection_keeps_as_many_experts_as_asked_for(clustered):
+    _, _, model = clustered
+    assert len(model.experts) == 2
+    assert set(model.config.expert_names) < {"generalist", "cluster-0", "cluster-1"}
+
+
+@pytest.fixture(scope="module")
+def joint_run(make_recipe, tmp_path_factory):
+    """Folder of a run with one expert a series, straight from the teacher, and joint fine-tuning."""
+    folder = tmp_path_factory.mktemp("joint") / "run"
+    joint = {"steps": 1, "expert_learning_rate": 1e-3}
+    recipe = make_recipe(budget=FEW, moe={"routing": {"top_k": 1}}, joint=joint, experts={"branch": False})
+    assert run(recipe, folder, console=Console(file=StringIO())) == folder / "report.html"
+    return folder
+
+
+def test_one_expert_a_series_is_a_mixture_too(joint_run):
+    names = {record["model"] for record in records(joint_run)}
+    assert "mixture K=1" in names
+    assert "generalist-wide" not in names
+
+
+def test_experts_straight_from_the_teacher_need_no_generalist(joint_run):
+    assert ChronoMoEPipeline.from_pretrained(joint_run / "moe").model.config.expert_names == ["power", "sales"]
+    assert not (joint_run / "stages" / "students" / "generalist").exists()
+
+
+def test_joint_training_moves_the_experts_and_is_drawn(joint_run):
+    before = ChronoMoEPipeline.from_pretrained(joint_run / "stages/router/model").model.state_dict()
+    after = ChronoMoEPipeline.from_pretrained(joint_run / "moe").model.state_dict()
+    assert any(not torch.equal(value, after[name]) for name, value in before.items() if name.startswith("experts."))
+    assert "joint" in json.loads((joint_run / "curves.json").read_text())
+
+
+def test_own_share_mixes_other_windows_into_an_experts(make_recipe, tmp_path):
+    setup = Setup(make_recipe(experts={"own_share": 0.75}), tmp_path / "run")
+    owners = [setup.pool().domain_of(window.index) for window in group_windows(setup, "sales")]
+    assert (owners.count(1), owners.count(0)) == (12, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"moe": {"routing": {"top_k": 4}}}, "top_k must be from 1 to 3, the number of experts, got 4"),
+        ({"moe": {"routing": {"top_k": 3}}, "experts": {"branch": False}}, "top_k must be from 1 to 2"),
+        ({"experts": {"select": 4}}, "select must be from 1 to 3, the number of experts, got 4"),
+        ({"moe": {"routing": {"fallback": "generalist"}}, "experts": {"branch": False}}, "needs the generalist among"),
+        (
+            {"windows": {"context_length": 256, "horizon": 16}},
+            "context_length must be at most the model's 128, got 256",
+        ),
+        ({"windows": {"context_length": 64, "horizon": 65}}, "horizons of at most 64 steps, got 65"),
+        ({"windows": {"context_length": 128, "horizon": 64}}, "no series of domain 'power' has a validation part"),
+        ({"student": "huge"}, "Unknown student preset 'huge'"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_written(make_recipe, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        run(make_recipe(**changes), tmp_path / "run", console=Console(file=StringIO()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_domains_of_the_same_name_are_refused(make_recipe, series_files, tmp_path):
+    twice = [{"data": str(series_files["power"])}] * 2
+    with pytest.raises(InputError, match="every domain needs a name of its own, got .'power', 'power'."):
+        run(make_recipe(domains=twice), tmp_path / "run")
+
+
+def test_a_dumped_configuration_is_a_recipe(make_recipe, tmp_path):
+    (tmp_path / "mine.yaml").write_text(dump(make_recipe()))
+    assert load_recipe(str(tmp_path / "mine.yaml")) == make_recipe()
