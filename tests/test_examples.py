@@ -27,7 +27,9 @@ def test_the_distillation_example_writes_a_student_and_forecasts(tmp_path, capsy
     assert "median of the next hour" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "words"), [("mix_students", "experts:"), ("add_a_router", "parameters in the router")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("mix_students", "experts:"), ("add_a_router", "parameters in the router")]
+)
 def test_the_example_prints_what_it_promises(name, words, capsys):
     load(name).main()
     assert words in capsys.readouterr().out

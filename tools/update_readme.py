@@ -25,7 +25,7 @@ def figures(run: Path, speed: dict[str, Any], router: dict[str, Any]) -> str:
     lines = [
         START,
         f"Demo domains, test windows, relative to seasonal naive (geometric mean over {_domains(records)} domains;",
-        f"lower is better). {machine['cores']} cores, torch {machine['torch']}, {seconds / 60:.1f} minutes for the run.",
+        f"lower is better). {machine['cores']} cores, torch {machine['torch']}, {seconds / 60:.1f} minutes.",
         "",
         "| model | WQL | MAE | MASE |",
         "| --- | --- | --- | --- |",

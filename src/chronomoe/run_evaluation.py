@@ -10,13 +10,13 @@ from typing import Any
 from chronos.chronos2 import Chronos2Model
 
 from chronomoe.evaluation.comparison import (
-    AVERAGE_SINGLE,
     Comparison,
     drawn_forecasts,
     routing_summary,
     write_records,
 )
 from chronomoe.evaluation.efficiency import compare
+from chronomoe.evaluation.tables import AVERAGE_SINGLE
 from chronomoe.evaluation.tasks import Task
 from chronomoe.models.distilled_moe import DistilledMoE
 from chronomoe.models.group_attention import ExactChronos2Model

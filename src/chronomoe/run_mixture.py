@@ -140,7 +140,7 @@ def joint(setup: Setup, routed: Path, inputs: dict[str, Any]) -> Path:
         steps=options.steps,
         batch_size=setup.config.budget.batch_size,
         learning_rate=options.learning_rate,
-        loss=setup.config.loss,
+        loss=replace(setup.config.loss, hidden_weight=0.0),  # experts and teacher need not have layers alike
         checkpoint_steps=max(50, options.steps // 4),
         seed=setup.seed("order", "joint"),
     )

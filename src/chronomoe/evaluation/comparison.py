@@ -19,7 +19,6 @@ from chronomoe.models.distilled_moe import DistilledMoE
 from chronomoe.models.router import Routing
 
 NAIVE = "seasonal naive"
-AVERAGE_SINGLE = "average single"
 Scores = dict[str, WindowScores]
 Progress = Callable[[int, int], None]
 
