@@ -2,12 +2,12 @@
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+METRICS = ("WQL", "MAE", "MASE")
 START, END = "<!-- figures: written by `make figures` -->", "<!-- end of figures -->"
 
 
@@ -31,11 +31,10 @@ def figures(run: Path, speed: dict[str, Any], router: dict[str, Any]) -> str:
         "| --- | --- | --- | --- |",
     ]
     for name, _ in sorted(rows, key=lambda row: overall[row[0], "WQL"]):
-        lines.append(f"| {name} | " + " | ".join(f"{overall[name, metric]:.3f}" for metric in ("WQL", "MAE", "MASE")) +
-        " |")
-    mean = [sum(overall[name, metric] for name in singles) / len(singles) for metric in ("WQL", "MAE", "MASE")]
-    lines.append("| average single (straight from the teacher, one domain) | " + " | ".join(f"{v:.3f}" for v in mean) +
-    " |") lines += ["", "| claim | metric | ratio | 95 % interval | aimed for |", "| --- | --- | --- | --- | --- |"]
+        lines.append(_row(name, [overall[name, metric] for metric in METRICS]))
+    mean = [sum(overall[name, metric] for name in singles) / len(singles) for metric in METRICS]
+    lines.append(_row("average single (straight from the teacher, one domain)", mean))
+    lines += ["", "| claim | metric | ratio | 95 % interval | aimed for |", "| --- | --- | --- | --- | --- |"]
     for claim in json.loads((run / "intervals.json").read_text()):
         interval = f"{claim['low']:.3f} to {claim['high']:.3f}"
         lines.append(
@@ -58,14 +57,19 @@ def figures(run: Path, speed: dict[str, Any], router: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _row(name: str, values: list[float]) -> str:
+    return f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
+
+
 def _domains(records: list[dict[str, Any]]) -> int:
     return len({record["domain"] for record in records} - {"overall"})
 
 
 def benchmark(name: str) -> dict[str, Any]:
     """Run a benchmark and return its one JSON line."""
-    done = subprocess.run([sys.executable, f"bench/{name}.py"], check=True, capture_output=True, text=True,
-    env=os.environ) answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    command = [sys.executable, f"bench/{name}.py"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
