@@ -10,7 +10,7 @@ import torch
 from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
 
-from chronomoe.models.distilled_moe import MoEConfig, build_mixture
+from chronomoe.models.distilled_moe import MixtureConfig, build_mixture
 from chronomoe.models.features import NUM_FEATURES
 from chronomoe.training.pretraining import QUANTILE_LEVELS
 from chronomoe.training.routing import ExpertForecasts, RouterTrainingConfig, train_router
@@ -47,7 +47,7 @@ def main() -> None:
             "use_arcsinh": True,
         },
     )
-    mixture = build_mixture({f"expert-{index}": Chronos2Model(core) for index in range(EXPERTS)}, MoEConfig())
+    mixture = build_mixture({f"expert-{index}": Chronos2Model(core) for index in range(EXPERTS)}, MixtureConfig())
     train, validation = forecasts(WINDOWS), forecasts(VALIDATION)
     config = RouterTrainingConfig(patience=RouterTrainingConfig().epochs)
     begin = time.perf_counter()

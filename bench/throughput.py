@@ -13,7 +13,7 @@ from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
 
 from chronomoe.evaluation.efficiency import compare
-from chronomoe.models.distilled_moe import MoEConfig, build_mixture
+from chronomoe.models.distilled_moe import MixtureConfig, build_mixture
 from chronomoe.models.group_attention import use_exact_group_attention
 from chronomoe.models.router import RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
@@ -56,7 +56,7 @@ def main() -> None:
     exact.load_state_dict(upstream.state_dict())
     size = StudentConfig.preset(options.preset, upstream)
     experts = {f"expert-{index}": create_student_model(upstream, size) for index in range(options.num_experts)}
-    mixture = build_mixture(experts, MoEConfig(routing=RoutingConfig(top_k=options.top_k))).eval()
+    mixture = build_mixture(experts, MixtureConfig(routing=RoutingConfig(top_k=options.top_k))).eval()
     models = {"upstream": upstream, "exact": use_exact_group_attention(exact), "mixture": mixture}
     costs = compare(
         models,

@@ -3,7 +3,7 @@
 from chronos.chronos2 import Chronos2Model
 from torch import Tensor, nn
 
-from chronomoe import MoEConfig, StudentConfig, build_mixture, create_student_model
+from chronomoe import MixtureConfig, StudentConfig, build_mixture, create_student_model
 from chronomoe.models.features import NUM_FEATURES
 from chronomoe.models.router import RouterConfig, TimeSeriesRouter
 from chronomoe.pipeline import load_teacher
@@ -24,7 +24,7 @@ class LinearRouter(TimeSeriesRouter):
 def main() -> None:
     teacher: Chronos2Model = load_teacher("tiny")
     experts = {name: create_student_model(teacher, StudentConfig(num_layers=1)) for name in ("load", "sales")}
-    mixture = build_mixture(experts, MoEConfig())
+    mixture = build_mixture(experts, MixtureConfig())
     mixture.router = LinearRouter(len(experts))  # chronomoe.training.routing.train_router trains it like any other
     print(f"{sum(parameter.numel() for parameter in mixture.router.parameters())} parameters in the router")
 

@@ -2,7 +2,14 @@
 
 import numpy as np
 
-from chronomoe import ChronoMoEPipeline, MoEConfig, RoutingConfig, StudentConfig, build_mixture, create_student_model
+from chronomoe import (
+    ChronoMoEPipeline,
+    MixtureConfig,
+    RoutingConfig,
+    StudentConfig,
+    build_mixture,
+    create_student_model,
+)
 from chronomoe.pipeline import load_teacher
 
 
@@ -12,7 +19,7 @@ def main() -> None:
         "shallow": create_student_model(teacher, StudentConfig(num_layers=1)),
         "deep": create_student_model(teacher, StudentConfig(num_layers=2)),
     }
-    mixture = build_mixture(students, MoEConfig(routing=RoutingConfig(top_k=1)))  # its router knows nothing yet
+    mixture = build_mixture(students, MixtureConfig(routing=RoutingConfig(top_k=1)))  # its router knows nothing yet
     pipeline = ChronoMoEPipeline(mixture)
     wave = np.sin(np.arange(200, dtype=np.float32) / 4)
     print("experts:", pipeline.routing([wave]))

@@ -11,7 +11,7 @@ import torch
 from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
 
-from chronomoe.models.distilled_moe import BalanceConfig, MoEConfig, build_mixture
+from chronomoe.models.distilled_moe import BalanceConfig, MixtureConfig, build_mixture
 from chronomoe.models.group_attention import use_exact_group_attention
 from chronomoe.models.router import RouterConfig, RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
@@ -109,7 +109,7 @@ def make_mixture(experts):
     """Build a mixture in evaluation mode whose router tells the rows apart."""
 
     def build(*, routing=None, router=None, balance=None, members=experts):
-        config = MoEConfig(
+        config = MixtureConfig(
             routing=RoutingConfig(**routing or {}),
             router=RouterConfig(**router or {}),
             balance=BalanceConfig(**balance or {}),

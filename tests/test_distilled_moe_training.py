@@ -6,7 +6,7 @@ import torch
 
 from chronomoe.errors import InputError
 from chronomoe.models.balancing import load_balancing_loss, z_loss
-from chronomoe.models.distilled_moe import BalanceConfig, DistilledMoE, MoEConfig, build_mixture, expert_index
+from chronomoe.models.distilled_moe import BalanceConfig, DistilledMoE, MixtureConfig, build_mixture, expert_index
 from chronomoe.models.router import RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
 from conftest import EXPERTS
@@ -35,7 +35,7 @@ def test_saving_and_loading_keeps_the_numbers(make_mixture, batch, tmp_path, top
 
 def test_a_half_precision_mixture_keeps_its_numbers(experts, gappy, tmp_path):
     half = {name: create_student_model(expert.to(torch.bfloat16), StudentConfig()) for name, expert in experts.items()}
-    mixture = build_mixture(half, MoEConfig()).eval()
+    mixture = build_mixture(half, MixtureConfig()).eval()
     mixture.save_pretrained(tmp_path)
     loaded = DistilledMoE.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert loaded.dtype == torch.bfloat16
@@ -101,18 +101,18 @@ def test_active_parameters_are_those_of_the_largest_experts_and_the_router(make_
 def test_experts_of_another_task_are_refused(make_teacher, experts, key, value):
     other = make_teacher(num_layers=1, forecasting={key: value})
     with pytest.raises(InputError, match=rf"experts must share {key}: 'power' has .*, 'other' has .*one teacher"):
-        build_mixture(experts | {"other": other}, MoEConfig())
+        build_mixture(experts | {"other": other}, MixtureConfig())
 
 
 def test_experts_of_another_patch_size_are_refused(make_teacher, experts):
     patches = {"input_patch_size": 8, "input_patch_stride": 8, "output_patch_size": 8}
     with pytest.raises(InputError, match="experts must share input_patch_size: 'power' has 16, 'other' has 8"):
-        build_mixture(experts | {"other": make_teacher(num_layers=1, forecasting=patches)}, MoEConfig())
+        build_mixture(experts | {"other": make_teacher(num_layers=1, forecasting=patches)}, MixtureConfig())
 
 
 def test_impossible_mixtures_are_refused(make_mixture, experts, unchecked):
     with pytest.raises(InputError, match="a mixture needs at least one expert, got none"):
-        build_mixture({}, MoEConfig())
+        build_mixture({}, MixtureConfig())
     with pytest.raises(InputError, match="top_k must be from 1 to 4, the number of experts, got 5"):
         make_mixture(routing={"top_k": 5})
     with pytest.raises(InputError, match="Unknown expert 'trafic'.*Did you mean 'traffic'"):

@@ -12,7 +12,7 @@ from chronos.df_utils import validate_and_normalize_df
 from chronomoe import (
     ChronoMoEPipeline,
     InputError,
-    MoEConfig,
+    MixtureConfig,
     RoutingConfig,
     build_mixture,
     load_model,
@@ -33,7 +33,7 @@ def plain(make_teacher):
 def mixture(make_teacher):
     experts = {name: make_teacher(seed, num_layers=1, forecasting=FORECASTING) for seed, name in enumerate(NAMES)}
     torch.manual_seed(0)
-    mixture = build_mixture(experts, MoEConfig())
+    mixture = build_mixture(experts, MixtureConfig())
     with torch.no_grad():  # make the untrained router take sides, so that series differ in their experts
         mixture.router.network[-1].weight.mul_(20)
     return mixture
@@ -142,7 +142,7 @@ def test_a_mixture_forecasts_every_kind_of_input(mixture, series, kind, horizon,
 @pytest.mark.filterwarnings("ignore:We recommend keeping prediction length")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_mixture_of_copies_forecasts_as_its_expert_does_even_unrolled(plain, series, kind):
-    mixture = build_mixture({"one": plain, "other": plain}, MoEConfig())
+    mixture = build_mixture({"one": plain, "other": plain}, MixtureConfig())
     inputs = inputs_of(kind, series, 3 * ONE_PASS)
     expected = ChronoMoEPipeline(plain).predict(inputs, prediction_length=3 * ONE_PASS)
     actual = ChronoMoEPipeline(mixture).predict(inputs, prediction_length=3 * ONE_PASS)
@@ -342,7 +342,7 @@ def test_set_routing_refuses_more_experts_than_there_are(mixture):
 
 
 def test_set_routing_refuses_a_generalist_that_does_not_exist(plain):
-    pipeline = ChronoMoEPipeline(build_mixture({"one": plain, "other": plain}, MoEConfig()))
+    pipeline = ChronoMoEPipeline(build_mixture({"one": plain, "other": plain}, MixtureConfig()))
     with pytest.raises(InputError, match="needs an expert named 'generalist', got one, other; use 'equal'"):
         pipeline.set_routing(fallback="generalist", fallback_below=0.5)
 

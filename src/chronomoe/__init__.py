@@ -9,7 +9,7 @@ import chronos.chronos2
 from transformers import AutoConfig
 
 from chronomoe.errors import InputError
-from chronomoe.models.distilled_moe import BalanceConfig, DistilledMoE, MoEConfig, build_mixture
+from chronomoe.models.distilled_moe import BalanceConfig, DistilledMoE, MixtureConfig, build_mixture
 from chronomoe.models.group_attention import use_exact_group_attention
 from chronomoe.models.router import RouterConfig, RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
@@ -22,7 +22,7 @@ __all__ = [
     "ChronoMoEPipeline",
     "DistilledMoE",
     "InputError",
-    "MoEConfig",
+    "MixtureConfig",
     "RouterConfig",
     "RoutingConfig",
     "StudentConfig",

@@ -19,7 +19,7 @@ from chronomoe.data.windows import EvaluationWindows, JoinedWindows, TrainingWin
 from chronomoe.errors import InputError
 from chronomoe.evaluation.comparison import Comparison
 from chronomoe.evaluation.tasks import make_task
-from chronomoe.models.distilled_moe import MoEConfig
+from chronomoe.models.distilled_moe import MixtureConfig
 from chronomoe.models.group_attention import ExactChronos2Model
 from chronomoe.models.router import RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
@@ -132,7 +132,7 @@ def compose_mixture(
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise InputError(f"the output folder {out} is not empty; choose a new one")
     members = {name: load_teacher(path) for name, path in experts.items()}
-    moe = MoEConfig(routing=routing)
+    moe = MixtureConfig(routing=routing)
     mixture = seeded_mixture(members, moe, router.seed)
     check_windows(windows, mixture)
     if router_windows < 1:

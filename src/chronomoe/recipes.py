@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from chronomoe.data.windows import WindowConfig
 from chronomoe.errors import InputError, nearest
-from chronomoe.models.distilled_moe import MoEConfig
+from chronomoe.models.distilled_moe import MixtureConfig
 from chronomoe.models.student import StudentConfig
 from chronomoe.training.losses import LossConfig
 from chronomoe.training.routing import RouterTrainingConfig
@@ -139,7 +139,7 @@ class RunConfig:
     """What students are trained on."""
     experts: ExpertsConfig = field(default_factory=ExpertsConfig)
     """Which experts there are."""
-    moe: MoEConfig = field(default_factory=MoEConfig)
+    moe: MixtureConfig = field(default_factory=MixtureConfig)
     """Router, routing and balance."""
     router_windows: int = 4096
     """Windows that the router learns from."""

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from chronomoe.data.soft_targets import SoftTargetStore
 from chronomoe.data.windows import TrainingWindows, Window
-from chronomoe.models.distilled_moe import DistilledMoE, MoEConfig, build_mixture
+from chronomoe.models.distilled_moe import DistilledMoE, MixtureConfig, build_mixture
 from chronomoe.models.group_attention import ExactChronos2Model
 from chronomoe.pipeline import ChronoMoEPipeline
 from chronomoe.run_setup import Setup
@@ -68,7 +68,7 @@ def mixture(setup: Setup, students: dict[str, Path]) -> Path:
     return routed if config.joint.steps == 0 else joint(setup, routed, inputs)
 
 
-def seeded_mixture(experts: dict[str, ExactChronos2Model], moe: MoEConfig, seed: int) -> DistilledMoE:
+def seeded_mixture(experts: dict[str, ExactChronos2Model], moe: MixtureConfig, seed: int) -> DistilledMoE:
     """Make a mixture whose untrained router is the same for the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -81,7 +81,7 @@ def route(
     experts: dict[str, ExactChronos2Model],
     train: ExpertForecasts,
     validation: ExpertForecasts,
-    moe: MoEConfig,
+    moe: MixtureConfig,
     training: RouterTrainingConfig,
     *,
     select: int | None = None,

@@ -50,7 +50,7 @@ class BalanceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoEConfig:
+class MixtureConfig:
     """All that a ``DistilledMoE`` adds to its experts."""
 
     router: RouterConfig = field(default_factory=RouterConfig)
@@ -61,7 +61,7 @@ class MoEConfig:
     """How experts are kept in use."""
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "MoEConfig":
+    def from_dict(cls, values: dict[str, Any]) -> "MixtureConfig":
         """Read what ``dataclasses.asdict`` wrote, straight or through JSON, which turns tuples into lists."""
         router = values["router"]
         return cls(
@@ -85,7 +85,7 @@ class DistilledMoEConfig(PretrainedConfig):
     ) -> None:
         self.experts = experts or []
         self.expert_names = expert_names or []
-        self.moe = moe or asdict(MoEConfig())
+        self.moe = moe or asdict(MixtureConfig())
         kwargs.setdefault("chronos_pipeline_class", "ChronoMoEPipeline")
         kwargs.setdefault("chronos_config", copy.deepcopy(self.experts[0]["chronos_config"]) if self.experts else {})
         super().__init__(**kwargs)
@@ -120,7 +120,7 @@ class DistilledMoE(PreTrainedModel):
 
     def __init__(self, config: DistilledMoEConfig) -> None:
         super().__init__(config)
-        self.moe = MoEConfig.from_dict(config.moe)
+        self.moe = MixtureConfig.from_dict(config.moe)
         cores = [Chronos2CoreConfig(**copy.deepcopy(core)) for core in config.experts]
         check_same_task(cores, config.expert_names)
         if self.moe.routing.top_k > len(cores):
@@ -156,7 +156,7 @@ class DistilledMoE(PreTrainedModel):
         """Change how scores become choices; the weights stay."""
         if routing.top_k > len(self.experts):
             raise InputError(f"top_k must be from 1 to {len(self.experts)}, the number of experts, got {routing.top_k}")
-        self.moe = MoEConfig(router=self.moe.router, routing=routing, balance=self.moe.balance)
+        self.moe = MixtureConfig(router=self.moe.router, routing=routing, balance=self.moe.balance)
         self.config.moe = asdict(self.moe)
 
     def active_parameters(self) -> int:
@@ -335,7 +335,7 @@ def check_same_task(cores: Sequence[Chronos2CoreConfig], names: Sequence[str]) -
                 )
 
 
-def build_mixture(experts: dict[str, Chronos2Model], config: MoEConfig) -> DistilledMoE:
+def build_mixture(experts: dict[str, Chronos2Model], config: MixtureConfig) -> DistilledMoE:
     """Make a mixture of trained students with an untrained router.
 
     Args:
