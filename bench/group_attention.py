@@ -3,6 +3,7 @@
 Both forecast the same batch in turns, for univariate batches of growing size and for groups of four rows.
 """
 
+import argparse
 import json
 import statistics
 import time
@@ -13,7 +14,7 @@ from chronos.chronos2.config import Chronos2CoreConfig
 
 from chronomoe.models.group_attention import use_exact_group_attention
 
-CONTEXT_LENGTH, NUM_PATCHES, REPEATS = 512, 6, 5
+CONTEXT_LENGTH, NUM_PATCHES = 512, 6
 CONFIG = Chronos2CoreConfig(
     d_model=256,
     d_kv=64,
@@ -36,18 +37,22 @@ CONFIG = Chronos2CoreConfig(
 
 @torch.no_grad()
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
     torch.manual_seed(0)
     upstream = Chronos2Model(CONFIG).eval()
     exact = Chronos2Model(CONFIG).eval()
     exact.load_state_dict(upstream.state_dict())
     use_exact_group_attention(exact)
     cases = []
-    for rows in (16, 64, 256):
+    for rows in options.rows:
         for size in (1, 4):
             context, group_ids = torch.randn(rows, CONTEXT_LENGTH), torch.arange(rows) // size
             seconds: dict[str, list[float]] = {"upstream": [], "exact": []}
             outputs = {}
-            for _ in range(REPEATS + 1):
+            for _ in range(options.repeats + 1):
                 for name, model in (("upstream", upstream), ("exact", exact)):
                     begin = time.perf_counter()
                     outputs[name] = model(context, group_ids=group_ids, num_output_patches=NUM_PATCHES).quantile_preds

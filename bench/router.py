@@ -3,6 +3,7 @@
 As many windows, experts, quantiles and steps as the demo has, of random forecasts, so that no teacher is needed.
 """
 
+import argparse
 import json
 import time
 
@@ -15,15 +16,21 @@ from chronomoe.models.features import NUM_FEATURES
 from chronomoe.training.pretraining import QUANTILE_LEVELS
 from chronomoe.training.routing import ExpertForecasts, RouterTrainingConfig, train_router
 
-WINDOWS, VALIDATION, EXPERTS, HORIZON = 4096, 640, 6, 48
+VALIDATION, EXPERTS, HORIZON = 640, 6, 48
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--windows", type=int, default=4096)
+    parser.add_argument("--epochs", type=int, default=RouterTrainingConfig().epochs)
+    options = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
 
     def forecasts(rows: int) -> ExpertForecasts:
         return ExpertForecasts(
             features=torch.randn(rows, NUM_FEATURES, generator=generator),
+            member=torch.arange(rows),
+            observed=torch.ones(rows, dtype=torch.bool),
             group=torch.arange(rows),
             quantiles=torch.randn(rows, EXPERTS, len(QUANTILE_LEVELS), HORIZON, generator=generator).half(),
             target=torch.randn(rows, HORIZON, generator=generator),
@@ -48,8 +55,8 @@ def main() -> None:
         },
     )
     mixture = build_mixture({f"expert-{index}": Chronos2Model(core) for index in range(EXPERTS)}, MixtureConfig())
-    train, validation = forecasts(WINDOWS), forecasts(VALIDATION)
-    config = RouterTrainingConfig(patience=RouterTrainingConfig().epochs)
+    train, validation = forecasts(options.windows), forecasts(VALIDATION)
+    config = RouterTrainingConfig(epochs=options.epochs, patience=options.epochs)
     begin = time.perf_counter()
     curve = train_router(mixture, train, validation, config)
     seconds = time.perf_counter() - begin
@@ -59,7 +66,7 @@ def main() -> None:
                 "question": "router training from cached forecasts",
                 "seconds": round(seconds, 1),
                 "epochs": len(curve["step"]),
-                "windows": WINDOWS,
+                "windows": options.windows,
                 "experts": EXPERTS,
                 "threads": torch.get_num_threads(),
             }

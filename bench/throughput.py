@@ -1,8 +1,8 @@
-"""How much faster than upstream's full-size Chronos-2 is a K = 2 mixture of our preset students of it?
+"""How much faster than upstream's full-size Chronos-2 are K = 2 mixtures of our preset students of it?
 
 The teacher is randomly initialised at the size of amazon/chronos-2 (119.5M parameters): time does not depend on the
-weights. Upstream's code, our exact forward pass of the same model and the mixture forecast the same batch in turns, in
-one process; medians and ratios of one run.
+weights. Upstream's code, our exact forward pass of the same model and a mixture of each preset forecast the same batch
+in turns, in one process; medians and ratios of one run.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import json
 import torch
 from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
+from transformers import PreTrainedModel
 
 from chronomoe.evaluation.efficiency import compare
 from chronomoe.models.distilled_moe import MixtureConfig, build_mixture
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-experts", type=int, default=4)
     parser.add_argument("--top-k", type=int, default=2)
-    parser.add_argument("--preset", default="small")
+    parser.add_argument("--presets", nargs="+", default=["slim", "small"])
     parser.add_argument("--repeats", type=int, default=8)
     options = parser.parse_args()
 
@@ -54,10 +55,13 @@ def main() -> None:
     upstream = Chronos2Model(FULL_SIZE).eval()
     exact = Chronos2Model(FULL_SIZE).eval()
     exact.load_state_dict(upstream.state_dict())
-    size = StudentConfig.preset(options.preset, upstream)
-    experts = {f"expert-{index}": create_student_model(upstream, size) for index in range(options.num_experts)}
-    mixture = build_mixture(experts, MixtureConfig(routing=RoutingConfig(top_k=options.top_k))).eval()
-    models = {"upstream": upstream, "exact": use_exact_group_attention(exact), "mixture": mixture}
+    models: dict[str, PreTrainedModel] = {"upstream": upstream, "exact": use_exact_group_attention(exact)}
+    students = {}
+    for preset in options.presets:
+        size = StudentConfig.preset(preset, upstream)
+        experts = {f"expert-{index}": create_student_model(upstream, size) for index in range(options.num_experts)}
+        students[preset] = next(iter(experts.values())).num_parameters()
+        models[preset] = build_mixture(experts, MixtureConfig(routing=RoutingConfig(top_k=options.top_k))).eval()
     costs = compare(
         models,
         context_length=options.context_length,
@@ -72,7 +76,7 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "parameters": {name: cost.parameters for name, cost in costs.items()},
-        "student_parameters": next(iter(experts.values())).num_parameters(),
+        "student_parameters": students,
         "throughput": {name: round(cost.throughput, 2) for name, cost in costs.items()},
         "latency_p50_ms": {name: round(cost.latency_p50_ms, 1) for name, cost in costs.items()},
         "throughput_ratio": {name: round(cost.throughput / base.throughput, 2) for name, cost in costs.items()},

@@ -40,21 +40,40 @@ def figures(run: Path, speed: dict[str, Any], router: dict[str, Any]) -> str:
         lines.append(
             f"| {claim['claim']} | {claim['metric']} | {claim['ratio']:.3f} | {interval} | {claim['target'] or '-'} |"
         )
-    ratio, flops = speed["throughput_ratio"], speed["flop_ratio"]
-    lines += [
-        "",
-        f"Full-size Chronos-2 ({speed['parameters']['upstream'] / 1e6:.1f}M parameters, random weights) against a "
-        f"K = {speed['top_k']} mixture of `{speed['preset']}` students of it ({speed['student_parameters'] / 1e6:.1f}M "
-        f"each), context {speed['context_length']}, horizon {speed['horizon']}, batch {speed['batch_size']}, "
-        f"{speed['threads']} threads, one run: the mixture has **{ratio['mixture']:.1f} times** upstream's throughput "
-        f"({flops['mixture']:.1f} times fewer operations); our exact forward pass of the same full-size model "
-        f"{ratio['exact']:.2f} times.",
-        "",
-        f"Router training on cached forecasts, {router['windows']} windows, {router['experts']} experts, "
-        f"{router['epochs']} epochs: {router['seconds']:.0f} s.",
-        END,
-    ]
+    lines += ["", *_speed(speed), "", *_router(router), END]
     return "\n".join(lines)
+
+
+def _speed(speed: dict[str, Any]) -> list[str]:
+    ratio, latency, flops = speed["throughput_ratio"], speed["latency_ratio"], speed["flop_ratio"]
+    whole = speed["parameters"]["upstream"]
+    lines = [
+        f"Speed against upstream's code on a full-size Chronos-2 ({whole / 1e6:.1f}M parameters, random weights): "
+        f"K = {speed['top_k']} mixtures of {speed['num_experts']} preset students of it, context "
+        f"{speed['context_length']}, horizon {speed['horizon']}, batch {speed['batch_size']}, {speed['threads']} "
+        "threads, one run.",
+        "",
+        "| model | parameters of a student | throughput | latency at batch 1 | operations |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for preset, size in speed["student_parameters"].items():
+        fewer = f"{size / 1e6:.1f}M, {1 - size / whole:.0%} fewer"
+        lines.append(
+            f"| mixture of `{preset}` students | {fewer} | **{ratio[preset]:.1f} times** | "
+            f"{latency[preset]:.1f} times faster | {flops[preset]:.1f} times fewer |"
+        )
+    lines.append(
+        f"| the teacher itself, our exact forward pass | - | {ratio['exact']:.2f} times | "
+        f"{latency['exact']:.2f} times faster | {flops['exact']:.2f} times fewer |"
+    )
+    return lines
+
+
+def _router(router: dict[str, Any]) -> list[str]:
+    return [
+        f"Router training on cached forecasts, {router['windows']} windows, {router['experts']} experts, "
+        f"{router['epochs']} epochs: {router['seconds']:.0f} s."
+    ]
 
 
 def _row(name: str, values: list[float]) -> str:
