@@ -1,6 +1,8 @@
 """Bad input: one clear line on stderr, status 2, nothing half-written."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -129,3 +131,15 @@ def test_experts_of_other_quantile_levels_are_refused(refused, finished_run, mak
 
 def test_a_report_of_a_folder_without_a_run_is_refused(refused, tmp_path):
     refused("report", tmp_path)
+
+
+def test_series_without_values_are_left_out_with_one_line(make_frame, teacher_folder, tmp_path):
+    frame = make_frame(2, 60)
+    frame.loc[frame["item_id"] == "s1", "target"] = np.nan
+    frame.to_csv(tmp_path / "past.csv", index=False)
+    words = ["predict", teacher_folder, tmp_path / "past.csv", "--horizon", "4", "--out", tmp_path / "f.csv"]
+    done = subprocess.run(
+        [sys.executable, "-m", "chronomoe", *map(str, words)], capture_output=True, text=True, check=True
+    )
+    lines = [line for line in done.stderr.splitlines() if "dropped" in line]
+    assert lines == ["chronomoe: dropped 1 of 2 series, their target holds only missing values: 's1'"]

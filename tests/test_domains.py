@@ -9,7 +9,7 @@ import pytest
 from chronomoe.data import domains
 from chronomoe.data.domains import BENCHMARKS, Domain, Split, demo_domains, load_domain
 from chronomoe.data.frames import frame_to_series
-from chronomoe.errors import InputError
+from chronomoe.errors import InputError, nearest
 
 STEPS = 50
 
@@ -149,6 +149,19 @@ def test_an_unknown_domain_is_refused_with_the_nearest_and_all_names():
     assert all(name in str(info.value) for name in BENCHMARKS)
     with pytest.raises(InputError, match="no file or folder 'absent/file.csv'"):
         load_domain("absent/file.csv")
+
+
+def test_the_nearest_name_is_found_whatever_the_case():
+    assert nearest("PEDESTRIAN", ["Web", "Pedestrians"]) == " Did you mean 'Pedestrians'?"
+    assert nearest("x", ["Web"]) == ""
+
+
+def test_a_domain_cannot_take_the_name_of_all_domains(tmp_path):
+    wide = pd.DataFrame({"timestamp": pd.date_range("2024", periods=90, freq="h"), "a": np.arange(90.0)})
+    wide.to_csv(tmp_path / "overall.csv", index=False)
+    with pytest.raises(InputError, match="cannot be named 'overall'"):
+        load_domain(str(tmp_path / "overall.csv"))
+    assert load_domain(str(tmp_path / "overall.csv"), name="mine").name == "mine"
 
 
 def test_the_hub_layout_is_read_with_its_configs(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -263,6 +264,7 @@ def main() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # of loading and saving small files; stages show their own
+    warnings.formatwarning = lambda message, *_, **__: f"chronomoe: {' '.join(str(message).split())}\n"
     try:
         app()
     except InputError as error:

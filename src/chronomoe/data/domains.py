@@ -24,6 +24,8 @@ from chronomoe.errors import InputError, nearest
 __all__ = ["BENCHMARKS", "Domain", "Split", "Stops", "demo_domains", "load_domain"]
 
 DEMO, HUB = "demo:", "hub:"
+OVERALL = "overall"
+"""What tables and records call all domains together."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,6 +44,8 @@ class Domain:
     """One line on what the series are."""
 
     def __post_init__(self) -> None:
+        if self.name == OVERALL:
+            raise InputError(f"a domain cannot be named {OVERALL!r}, which is what tables call all of them; rename it")
         if self.seasonality < 1:
             raise InputError(f"seasonality must be at least 1 step, got {self.seasonality} for domain {self.name!r}")
         if len(self.series) == 0:

@@ -1,0 +1,5 @@
+"""``python -m chronomoe``: the command line."""
+
+from chronomoe.cli import main
+
+main()
