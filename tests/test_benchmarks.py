@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parents[1] / "bench"
 SMALL = {
     "router": ["--windows", "64", "--epochs", "2"],
     "group_attention": ["--rows", "4", "--repeats", "1"],
-    "throughput": ["--context-length=64", "--horizon=16", "--batch-size=2", "--num-experts=2", "--repeats=1", "--presets=slim"],
+    "throughput": [
         "--context-length",
         "64",
         "--horizon",
