@@ -1,23 +1,35 @@
-"""Synthetic corpora: series drawn with synforecast, stored once, and mixed into pretraining windows on the fly."""
+"""Corpora for pretraining: synthetic series drawn once and stored, and public real ones if asked for."""
 
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
-from synforecast import pretraining_pool
-from torch.utils.data import Dataset
+from synforecast import Multivariatizer, pretraining_pool
+from synforecast.generators import VARGenerator
 
-from chronomoe.data.windows import Window
+from chronomoe.data.composing import compose
+from chronomoe.data.real_series import real_pieces
 from chronomoe.errors import InputError
 
 SLOW_GENERATORS = ("KernelSynthGenerator", "GaussianProcessGenerator")
 """Generators that factorise a covariance matrix for each series, three orders of magnitude slower than the others."""
-LENGTH_STEP = 16
-"""Contexts of pretraining windows are multiples of this."""
+GROUP_ROWS = 4
+"""Rows of each stored group."""
+MOST_SPREADS = 30.0
+"""Standardised values are clipped here."""
+
+Progress = Callable[[int, int], None]
+"""Told how many of how many parts of a corpus are done."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Say nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +37,17 @@ class CorpusConfig:
     """Which series are drawn."""
 
     seasonalities: tuple[int, ...] = (4, 7, 12, 24, 24, 48, 52, 96, 144, 168, 288)
-    """Main periods in steps; each gets a pool of generators of its own."""
+    """Main periods in steps; each gets a pool of synforecast's generators of its own."""
     series_per_generator: int = 100
     """Series of each generator in each pool."""
     slow_series_per_generator: int = 25
     """The same for the generators that take a tenth of a second or more for one series."""
+    composed_series: int = 0
+    """Series composed of calendar profiles, levels, noise and measurement."""
+    groups: int = 0
+    """Groups of four rows that synforecast's Multivariatizer couples or its vector autoregression draws."""
+    real: tuple[str, ...] = ()
+    """Public real series inside installed packages, by name; ``chronomoe.data.real_series`` lists them."""
     length: int = 1280
     """Steps of each series."""
     seed: int = 0
@@ -40,20 +58,34 @@ class CorpusConfig:
             raise InputError(f"seasonalities must be at least 2 steps, got {self.seasonalities}")
         if self.length < 64:
             raise InputError(f"corpus length must be at least 64 steps, got {self.length}")
+        for name in ("series_per_generator", "slow_series_per_generator", "composed_series", "groups"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
 
 
-def build_corpus(
-    folder: Path, config: CorpusConfig, *, progress: Callable[[int, int], None] = lambda done, total: None
-) -> NDArray[np.float32]:
-    """Draw the corpus into ``folder`` once and return it memory-mapped, ``(series, step)``, each series z-scored.
+class Corpus(NamedTuple):
+    """Series of one length, each z-scored; a part can be empty, but the first."""
+
+    drawn: Float[np.ndarray, "series step"]
+    """By synforecast's generators."""
+    composed: Float[np.ndarray, "series step"]
+    """By :func:`chronomoe.data.composing.compose`."""
+    real: Float[np.ndarray, "series step"]
+    """Pieces of public real series; NaN where missing."""
+    groups: Float[np.ndarray, "group row step"]
+    """Rows of a group say something about each other."""
+
+
+def build_corpus(folder: Path, config: CorpusConfig, *, progress: Progress = no_progress) -> Corpus:
+    """Draw the corpus into ``folder`` once and return it memory-mapped.
 
     A folder made with the same configuration is reused; an unfinished one is drawn again.
 
     Raises:
-        InputError: ``folder`` holds a corpus of another configuration.
+        InputError: ``folder`` holds a corpus of another configuration, or a package with real series is missing.
     """
     manifest = folder / "corpus.json"
-    wanted = json.loads(json.dumps(asdict(config)))
+    wanted: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     if manifest.exists():
         found = json.loads(manifest.read_text())
         if found != wanted:
@@ -62,165 +94,88 @@ def build_corpus(
     scratch = folder.with_name(folder.name + ".partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    np.save(scratch / "series.npy", draw_corpus(config, progress=progress))
+    for name, values in draw_corpus(config, progress=progress)._asdict().items():
+        np.save(scratch / f"{name}.npy", values)
     (scratch / "corpus.json").write_text(json.dumps(wanted))
     scratch.rename(folder)
     return _mapped(folder)
 
 
-def _mapped(folder: Path) -> NDArray[np.float32]:
-    series: NDArray[np.float32] = np.load(folder / "series.npy", mmap_mode="r")
-    return series
+def _mapped(folder: Path) -> Corpus:
+    return Corpus(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in Corpus._fields))
 
 
-def draw_corpus(
-    config: CorpusConfig, *, progress: Callable[[int, int], None] = lambda done, total: None
-) -> NDArray[np.float32]:
+def draw_corpus(config: CorpusConfig, *, progress: Progress = no_progress) -> Corpus:
     """Draw all series of a corpus: the same seed draws the same ones."""
-    blocks = []
+    real = real_pieces(config.real, length=config.length)  # first, as it can be refused
+    pools = len(config.seasonalities)
+    blocks, groups = [np.empty((0, config.length), dtype=np.float32)], []
     for index, seasonality in enumerate(config.seasonalities):
-        progress(index, len(config.seasonalities))
-        pool = pretraining_pool(
-            min_length=config.length,
-            max_length=config.length,
-            freq="h",
-            seed=config.seed + 10_000 * index,
-            seasonal_period=seasonality,
-            include_seasonal=True,
-            n_meta_variants=2,
-        )
+        progress(index, pools + 1)
+        pool = _pool(config, index, seasonality)
         for generator in pool:
             slow = type(generator).__name__ in SLOW_GENERATORS
             count = config.slow_series_per_generator if slow else config.series_per_generator
-            if count == 0:
-                continue
-            drawn = generator.generate(count)
-            values = drawn[generator.target_col].to_numpy(dtype=np.float64).reshape(-1, config.length)
-            blocks.append(_standardized(values))
-    progress(len(config.seasonalities), len(config.seasonalities))
-    series: NDArray[np.float32] = np.concatenate(blocks)
-    return series[np.random.default_rng(config.seed).permutation(len(series))]
+            if count:
+                blocks.append(standardized(_values(generator, generator.generate(count), config.length)))
+        share = (config.groups * (index + 1)) // pools - (config.groups * index) // pools
+        groups.append(_draw_groups(config, pool, share, seed=config.seed + 10_000 * index))
+    progress(pools, pools + 1)
+    composed = np.empty((config.composed_series, config.length), dtype=np.float32)
+    for index in range(config.composed_series):
+        composed[index] = compose(np.random.default_rng([config.seed, 2, index]), config.length)
+    progress(pools + 1, pools + 1)
+    drawn = np.concatenate(blocks)
+    order = np.random.default_rng(config.seed).permutation(len(drawn))
+    return Corpus(drawn[order], standardized(composed), real, np.concatenate(groups))
 
 
-def _standardized(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    values = values[np.isfinite(values).all(axis=1)]
+def _pool(config: CorpusConfig, index: int, seasonality: int) -> list[Any]:
+    pool: list[Any] = pretraining_pool(
+        min_length=config.length,
+        max_length=config.length,
+        freq="h",
+        seed=config.seed + 10_000 * index,
+        seasonal_period=seasonality,
+        include_seasonal=True,
+        n_meta_variants=2,
+    )
+    return pool
+
+
+def _draw_groups(config: CorpusConfig, pool: list[Any], count: int, *, seed: int) -> NDArray[np.float32]:
+    """Draw groups: three quarters couple series of one generator of the pool, the others are autoregressions."""
+    fast = [generator for generator in pool if type(generator).__name__ not in SLOW_GENERATORS]
+    rng = np.random.default_rng([seed, 3])
+    groups = np.empty((count, GROUP_ROWS, config.length), dtype=np.float32)
+    filled = 0
+    while filled < count:
+        source: Any
+        if rng.random() < 0.25:
+            lengths = {"min_length": config.length, "max_length": config.length}
+            source = VARGenerator(**lengths, freq="h", seed=int(rng.integers(2**31)), lag_order=int(rng.integers(1, 4)))
+            frame, named = source.generate(GROUP_ROWS), source
+        else:
+            named = fast[int(rng.integers(len(fast)))]
+            source = Multivariatizer(base=named, seed=int(rng.integers(2**31)))
+            frame = source.generate(GROUP_ROWS)
+        rows = standardized(_values(named, frame, config.length))
+        if len(rows) == GROUP_ROWS:
+            groups[filled] = rows
+            filled += 1
+    return groups
+
+
+def _values(generator: Any, frame: Any, length: int) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = frame[generator.target_col].to_numpy(dtype=np.float64).reshape(-1, length)
+    return values
+
+
+def standardized(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Z-score rows and clip them; rows that are constant or not finite are left out."""
+    values = np.asarray(values[np.isfinite(values).all(axis=1)], dtype=np.float64)
     spread = values.std(axis=1, keepdims=True)
     kept = spread[:, 0] > 1e-9
     centred = (values - values.mean(axis=1, keepdims=True))[kept] / spread[kept]
-    clipped: NDArray[np.float32] = np.clip(centred, -30, 30).astype(np.float32)
+    clipped: NDArray[np.float32] = np.clip(centred, -MOST_SPREADS, MOST_SPREADS).astype(np.float32)
     return clipped
-
-
-@dataclass(frozen=True, kw_only=True)
-class MixConfig:
-    """How series become pretraining windows; shares are probabilities."""
-
-    context_length: int = 512
-    """Longest context."""
-    min_context_length: int = 64
-    """Shortest context."""
-    horizon: int = 96
-    """Future steps of each window."""
-    full_context_share: float = 0.5
-    """Batches with the longest context; the others draw a length, the same within a batch so that nothing is padded."""
-    mixup_share: float = 0.4
-    """Windows that are convex mixtures of two or three series (TSMixup, https://arxiv.org/abs/2403.07815)."""
-    stride_share: float = 0.2
-    """Windows that take every second step where the series is long enough."""
-    reverse_share: float = 0.1
-    """Windows that run backwards in time."""
-    missing_share: float = 0.1
-    """Windows that lose stretches of their context."""
-    group_share: float = 0.08
-    """Batches of multivariate groups and known covariates."""
-    max_group_size: int = 4
-    """Rows of the largest group."""
-
-    def __post_init__(self) -> None:
-        if not LENGTH_STEP <= self.min_context_length <= self.context_length:
-            raise InputError(
-                f"min_context_length must be from {LENGTH_STEP} to context_length ({self.context_length}), "
-                f"got {self.min_context_length}"
-            )
-        if self.max_group_size < 2:
-            raise InputError(f"max_group_size must be at least 2 rows, got {self.max_group_size}")
-
-
-class PretrainingWindows(Dataset[Window]):
-    """Windows cut on the fly: window ``i`` depends on the seed and on ``i`` alone, so any process can cut it."""
-
-    def __init__(
-        self,
-        series: NDArray[np.float32],
-        config: MixConfig,
-        *,
-        size: int,
-        batch_size: int,
-        seed: int,
-        first: int = 0,
-    ) -> None:
-        self.series, self.config = series, config
-        self.size, self.batch_size, self.seed, self.first = size, batch_size, seed, first
-
-    def __len__(self) -> int:
-        return self.size - self.first
-
-    def __getitem__(self, index: int) -> Window:
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        index += self.first
-        batch = np.random.default_rng([self.seed, 0, index // self.batch_size])
-        rng = np.random.default_rng([self.seed, 1, index])
-        config = self.config
-        length = config.context_length
-        if batch.random() >= config.full_context_share:
-            shortest, longest = config.min_context_length // LENGTH_STEP, config.context_length // LENGTH_STEP
-            length = int(batch.integers(shortest, longest + 1)) * LENGTH_STEP
-        if batch.random() < config.group_share:
-            return self._group(rng, length)._replace(index=index)
-        row = self._row(rng, length)[None]
-        unknown = np.full((1, config.horizon), np.nan, dtype=np.float32)
-        return Window(row[:, :length], row[:, length:], unknown, index)
-
-    def _row(self, rng: np.random.Generator, length: int) -> NDArray[np.float32]:
-        config = self.config
-        steps = length + config.horizon
-        count = int(rng.integers(2, 4)) if rng.random() < config.mixup_share else 1
-        weight = rng.dirichlet(np.full(count, 1.5)).astype(np.float32)
-        row = np.zeros(steps, dtype=np.float32)
-        stride = 2 if rng.random() < config.stride_share and 2 * steps <= self.series.shape[1] else 1
-        for share in weight:
-            source = self.series[rng.integers(len(self.series))]
-            start = rng.integers(0, len(source) - stride * steps + 1)
-            piece = source[start : start + stride * steps : stride]
-            if count > 1:
-                piece = (piece - piece[:length].mean()) / (piece[:length].std() + 1e-3)
-            row += share * piece
-        if rng.random() < config.reverse_share:
-            row = row[::-1].copy()
-        if rng.random() < config.missing_share:
-            for _ in range(int(rng.integers(1, 4))):
-                gap = int(rng.integers(1, max(2, length // 6)))
-                first = int(rng.integers(0, length - gap))
-                row[first : first + gap] = np.nan
-        return row
-
-    def _group(self, rng: np.random.Generator, length: int) -> Window:
-        """Rows that share drivers; some are covariates whose future is known and which drive the target."""
-        config = self.config
-        size = int(rng.integers(2, config.max_group_size + 1))
-        source = np.nan_to_num(np.stack([self._row(rng, length) for _ in range(size)]))
-        mixing = rng.normal(size=(size, size)).astype(np.float32) * (rng.random((size, size)) < rng.random())
-        np.fill_diagonal(mixing, 1.0)
-        num_known = int(rng.integers(1, size)) if rng.random() < 0.5 else 0
-        mixing[size - num_known :] = np.eye(size, dtype=np.float32)[size - num_known :]
-        rows = mixing @ source
-        lag = int(rng.integers(0, 4))
-        if num_known and lag:
-            rows[: size - num_known, lag:] += source[size - 1, :-lag] * rng.normal()
-        known = np.full((size, config.horizon), np.nan, dtype=np.float32)
-        target = rows[:, length:].copy()
-        if num_known:
-            known[-num_known:] = target[-num_known:]
-            target[-num_known:] = np.nan
-        return Window(rows[:, :length], target, known, 0)
