@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -23,7 +24,17 @@ COMMANDS = typer.main.get_command(app)
 def test_help_names_every_command(words):
     found = CliRunner(env={"COLUMNS": "200"}).invoke(COMMANDS, words)
     assert found.exit_code == (0 if words else 2)
-    assert set(COMMANDS.commands) >= {"run", "pretrain", "distil", "compose", "evaluate", "predict", "report"}
+    assert set(COMMANDS.commands) >= {
+        "run",
+        "pretrain",
+        "distil",
+        "compose",
+        "upcycle",
+        "expand",
+        "evaluate",
+        "predict",
+        "report",
+    }
     for name in COMMANDS.commands:
         assert f" {name} " in found.output
 
@@ -101,6 +112,25 @@ def test_a_user_distils_composes_evaluates_and_predicts(chronomoe, teacher_folde
     out = tmp_path / "forecasts.parquet"
     status, _, _ = chronomoe("predict", tmp_path / "moe", series_files["power"], "--horizon", 3, "--out", out)
     assert (status, len(pd.read_parquet(out))) == (0, 9)
+
+
+def test_a_user_upcycles_a_model_and_grows_a_student(chronomoe, teacher_folder, series_files, tmp_path):
+    words = ["--num-experts", 4, "--top-k", 1, "--layers", "1", "--out", tmp_path / "moe"]
+    status, out, _ = chronomoe("upcycle", teacher_folder, *words)
+    assert status == 0
+    assert re.fullmatch(rf"saved {tmp_path / 'moe'}: [\d,]+ parameters, [\d,]+ of them active for a token\n", out)
+    model = ChronoMoEPipeline.from_pretrained(tmp_path / "moe").model
+    assert (list(model.moe_layers), model.moe_layers[1].config.num_experts) == ([1], 4)
+
+    shape = ["--horizon", 16, "--context-length", 64, "--batch-size", 4]
+    words = [*shape, "--steps", 3, "--probe-steps", 2, "--max-layers", 1, "--out", tmp_path / "grown"]
+    status, out, err = chronomoe("expand", teacher_folder, *series_files.values(), *words)
+    assert status == 0
+    assert re.search(r"0 │ +0: 0\.\d+, 1: 0\.\d+ │", out)
+    assert out.endswith(f"saved {tmp_path / 'grown'}\n")
+    assert "✓ expansion" in err
+    assert ChronoMoEPipeline.from_pretrained(tmp_path / "grown").model
+    assert not (tmp_path / "grown.work").exists()
 
 
 def test_run_prints_the_table_and_the_report_and_uses_its_options(chronomoe, recipe, tmp_path):

@@ -10,6 +10,8 @@ import pytest
 import transformers
 
 from chronomoe import ChronoMoEPipeline
+from chronomoe.models.moe_chronos import upcycle
+from chronomoe.models.moe_config import MoEConfig
 
 
 @pytest.fixture
@@ -95,6 +97,8 @@ def test_an_output_folder_that_holds_something_else_is_refused(refused, recipe, 
     assert "is a file" in refused("run", mine, "--out", mine)
     assert "is not empty" in refused("distil", "tiny", "demo:traffic", "--out", tmp_path)
     assert "is not empty" in refused("compose", "a=x", "--data", "demo:traffic", "--out", tmp_path)
+    assert "is not empty" in refused("upcycle", "tiny", "--out", tmp_path)
+    assert "is not empty" in refused("expand", "tiny", "demo:traffic", "--out", tmp_path)
 
 
 def test_a_teacher_without_weights_or_of_another_kind_is_refused(refused, recipe, teacher_folder, tmp_path):
@@ -120,6 +124,48 @@ def test_top_k_beyond_the_experts_is_refused(refused, finished_run, tmp_path):
     assert "top_k must be from 1 to 2" in refused("compose", f"a={student}", f"b={student}", *words)
     assert "top_k must be at least 1" in refused("compose", f"a={student}", *words, "--top-k", 0)
     assert "needs a name of its own" in refused("compose", student, student, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--top-k", 9], "top_k must be from 1 to 8, the number of experts, got 9"),
+        (["--num-experts", 0, "--top-k", 0], "num_experts must be at least 1, got 0"),
+        (["--granularity", 3], "num_experts must be a multiple of granularity 3"),
+        (["--granularity", 64, "--num-experts", 64, "--top-k", 64], "granularity must divide the 96 hidden units"),
+        (["--layers", "0,2"], "layers must be from 0 to 1, the model's encoder blocks, got 2"),
+        (["--layers", "first"], "layers must be encoder blocks separated by commas, such as 0,2; got 'first'"),
+        (["--noise", -1], "noise must not be negative, got -1"),
+    ],
+)
+def test_a_bad_option_of_upcycle_is_refused(refused, teacher_folder, tmp_path, words, message):
+    assert message in refused("upcycle", teacher_folder, "--out", tmp_path / "moe", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--top-k", 9], "top_k must be from 1 to 4, the number of experts, got 9"),
+        (["--candidates", "0,2"], "candidates must be from 0 to 1, the model's encoder blocks, got 2"),
+        (["--candidates", "0;1"], "candidates must be encoder blocks separated by commas, such as 0,2; got '0;1'"),
+        (["--max-layers", 0], "max_layers must be at least 1, got 0"),
+        (["--min-gain", 5], "min_gain is a share of the validation loss and must be in [0, 1), got 5"),
+        (["--steps", 0], "steps and batch_size must be at least 1, got 0 and 64"),
+        (["--horizon", 65], "horizons of at most 64 steps, got 65"),
+        (["--teacher", "./nowhere"], "there is no folder"),
+    ],
+)
+def test_a_bad_option_of_expand_is_refused(refused, teacher_folder, series_files, tmp_path, words, message):
+    shape = ["--horizon", 16, "--context-length", 64, "--out", tmp_path / "grown"]
+    assert message in refused("expand", teacher_folder, series_files["power"], *shape, *words)
+
+
+def test_a_model_with_moe_layers_is_neither_upcycled_nor_expanded(refused, teacher_folder, series_files, tmp_path):
+    dense = ChronoMoEPipeline.from_pretrained(teacher_folder).model
+    ChronoMoEPipeline(upcycle(dense, MoEConfig())).save_pretrained(tmp_path / "moe")
+    words = ["--horizon", 16, "--context-length", 64, "--out", tmp_path / "out"]
+    assert "which has MoE layers" in refused("upcycle", tmp_path / "moe", "--out", tmp_path / "out")
+    assert "which has MoE layers" in refused("expand", tmp_path / "moe", series_files["power"], *words)
 
 
 def test_experts_of_other_quantile_levels_are_refused(refused, finished_run, make_teacher, tmp_path):

@@ -10,8 +10,13 @@ from rich.console import Console
 
 from chronomoe import ChronoMoEPipeline, DistilledMoE, InputError, RoutingConfig, StudentConfig
 from chronomoe.commands import compare_checkpoints, compose_mixture, distil_domain, predict_file
+from chronomoe.commands_moe import expand_checkpoint, upcycle_checkpoint
 from chronomoe.data.domains import load_domain
 from chronomoe.data.windows import WindowConfig
+from chronomoe.models.expansion import MoEEnhancedChronos2
+from chronomoe.models.moe_chronos import Chronos2MoEModel
+from chronomoe.models.moe_config import MoEConfig
+from chronomoe.training.expansion import ExpansionConfig
 from chronomoe.training.experts import DistilConfig
 from chronomoe.training.routing import RouterTrainingConfig
 
@@ -126,6 +131,93 @@ def test_windows_longer_than_the_model_takes_are_refused(teacher_folder, student
     with pytest.raises(InputError, match="horizons of at most 64 steps, got 65"):
         compose(students, [domains["power"]], tmp_path / "moe", windows=long)
     assert list(tmp_path.iterdir()) == []
+
+
+def upcycled(teacher, out, **changes):
+    config = MoEConfig(**{"num_experts": 4, "top_k": 2} | changes)
+    return upcycle_checkpoint(str(teacher), out, config), out
+
+
+def test_an_upcycled_checkpoint_forecasts_as_the_dense_one(teacher_folder, make_frame, tmp_path):
+    model, folder = upcycled(teacher_folder, tmp_path / "moe")
+    assert model.active_parameters() < model.num_parameters()
+    loaded, dense = (ChronoMoEPipeline.from_pretrained(path) for path in (folder, teacher_folder))
+    assert isinstance(loaded.model, Chronos2MoEModel)
+    frames = [pipeline.predict_df(make_frame(2, 100), prediction_length=40) for pipeline in (loaded, dense)]
+    pd.testing.assert_frame_equal(*frames, rtol=1e-4)
+
+
+def test_upcycling_again_gives_the_same_bits_and_another_seed_does_not(teacher_folder, tmp_path):
+    seeds = {"a": 0, "b": 0, "c": 1}
+    bits = [
+        (upcycled(teacher_folder, tmp_path / name, seed=seed)[1] / "model.safetensors").read_bytes()
+        for name, seed in seeds.items()
+    ]
+    assert bits[0] == bits[1] != bits[2]
+
+
+def expanded(model, domains, out, **changes):
+    given = {name: changes.pop(name) for name in ("teacher",) if name in changes}
+    training = DistilConfig(steps=4, batch_size=4, checkpoint_steps=2, learning_rate=1e-2)
+    config = ExpansionConfig(
+        **{"layer": MoEConfig(num_experts=2, top_k=1), "probe_steps": 2, "max_layers": 1, "training": training}
+        | changes
+    )
+    return expand_checkpoint(str(model), domains, out, windows=WINDOWS, config=config, console=QUIET, **given)
+
+
+@pytest.fixture(scope="module")
+def grown(teacher_folder, domains, tmp_path_factory):
+    out = tmp_path_factory.mktemp("grown") / "grown"
+    return expanded(teacher_folder, list(domains.values()), out), out
+
+
+def test_a_grown_checkpoint_tells_how_it_grew_and_nothing_else_is_left(grown, teacher_folder):
+    path, folder = grown
+    assert [path.name for path in folder.parent.iterdir()] == ["grown"]
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    model = ChronoMoEPipeline.from_pretrained(folder).model
+    assert isinstance(model, MoEEnhancedChronos2)
+    base = ChronoMoEPipeline.from_pretrained(teacher_folder).model
+    kept = dict(model.base_parameters())
+    assert all(torch.equal(value, kept[name]) for name, value in base.named_parameters())
+    row = f"| 0 | {path[0]['after']} | {path[0]['before']:.4f} | {path[0]['validation']:.4f} | yes |"
+    assert row in (folder / "README.md").read_text()
+
+
+def test_expanding_continues_after_an_interruption(grown, teacher_folder, domains, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    monkeypatch.setattr(ChronoMoEPipeline, "save_pretrained", killed)
+    with pytest.raises(Killed):
+        expanded(teacher_folder, list(domains.values()), tmp_path / "s")
+    monkeypatch.undo()
+    assert (tmp_path / "s.work" / "stages" / "expansion.partial" / "layers" / "layer-0" / "layer.json").is_file()
+    assert expanded(teacher_folder, list(domains.values()), tmp_path / "s") == grown[0]
+    assert (tmp_path / "s" / "model.safetensors").read_bytes() == (grown[1] / "model.safetensors").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_student_that_no_layer_helps_is_saved_as_it_was(teacher_folder, domains, tmp_path):
+    path = expanded(teacher_folder, [domains["power"]], tmp_path / "s", min_gain=0.99, candidates=(0,))
+    assert [entry["kept"] for entry in path] == [False]
+    saved, base = (ChronoMoEPipeline.from_pretrained(name).model for name in (tmp_path / "s", teacher_folder))
+    assert type(saved) is type(base)
+    assert all(torch.equal(value, saved.state_dict()[name]) for name, value in base.state_dict().items())
+    assert "| no |" in (tmp_path / "s" / "README.md").read_text()
+
+
+def test_new_layers_follow_a_teacher_of_the_same_quantile_levels(teacher_folder, make_teacher, domains, tmp_path):
+    path = expanded(teacher_folder, [domains["power"]], tmp_path / "s", candidates=(1,), teacher=str(teacher_folder))
+    assert max(path[0]["curve"]["soft_loss"]) > 0
+    ChronoMoEPipeline(make_teacher(forecasting={"quantiles": [0.1, 0.5, 0.9]})).save_pretrained(tmp_path / "odd")
+    with pytest.raises(InputError, match="must forecast the same quantile levels, got 3 and 9"):
+        expanded(teacher_folder, [domains["power"]], tmp_path / "t", teacher=str(tmp_path / "odd"))
+    assert not (tmp_path / "t.work").exists()
 
 
 def test_checkpoints_are_compared_with_seasonal_naive(moe, students, domains):

@@ -34,7 +34,8 @@ def imports(source):
 
 def top(name):
     part = name.split(".")[0]
-    return "run" if part.startswith("run_") else part  # the stages of a run fill several modules
+    stem = part.split("_")[0]
+    return stem if stem in ("cli", "commands", "run") else part  # each fills several modules
 
 
 def layer(name):

@@ -350,7 +350,7 @@ def test_set_routing_refuses_a_generalist_that_does_not_exist(plain):
 def test_a_plain_model_has_no_routing(plain, series):
     pipeline = ChronoMoEPipeline(plain)
     with pytest.raises(
-        InputError, match="routing needs a mixture of experts, this pipeline holds a ExactChronos2Model"
+        InputError, match="routing needs a mixture of distilled experts, this pipeline holds a ExactChronos2Model"
     ):
         pipeline.routing(series)
     with pytest.raises(InputError, match="set_routing needs a mixture"):

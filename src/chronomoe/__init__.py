@@ -10,7 +10,11 @@ from transformers import AutoConfig
 
 from chronomoe.errors import InputError
 from chronomoe.models.distilled_moe import BalanceConfig, DistilledMoE, MixtureConfig, build_mixture
+from chronomoe.models.expansion import MoEEnhancedChronos2, MoEInsertionConfig
 from chronomoe.models.group_attention import use_exact_group_attention
+from chronomoe.models.moe_chronos import Chronos2MoEModel, upcycle
+from chronomoe.models.moe_config import MoEConfig
+from chronomoe.models.moe_layer import Chronos2MoELayer
 from chronomoe.models.router import RouterConfig, RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
@@ -19,10 +23,15 @@ __version__ = version("chronomoe")
 
 __all__ = [
     "BalanceConfig",
+    "Chronos2MoELayer",
+    "Chronos2MoEModel",
     "ChronoMoEPipeline",
     "DistilledMoE",
     "InputError",
     "MixtureConfig",
+    "MoEConfig",
+    "MoEEnhancedChronos2",
+    "MoEInsertionConfig",
     "RouterConfig",
     "RoutingConfig",
     "StudentConfig",
@@ -31,13 +40,14 @@ __all__ = [
     "create_student_model",
     "load_model",
     "load_teacher",
+    "upcycle",
     "use_exact_group_attention",
 ]
 
 
 def _register_architectures() -> None:
     """Let ``Chronos2Pipeline`` and ``BaseChronosPipeline`` find our models by the names in their ``config.json``."""
-    for model in (DistilledMoE,):
+    for model in (DistilledMoE, Chronos2MoEModel, MoEEnhancedChronos2):
         AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
         setattr(chronos.chronos2, model.__name__, model)
 

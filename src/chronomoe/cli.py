@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from chronomoe.cli_moe import expand, upcycle
+from chronomoe.cli_options import DATA_HELP, MODEL_HELP, Out, parse_levels, read_domain
 from chronomoe.errors import InputError
 
 app = typer.Typer(
@@ -21,11 +23,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-MODEL_HELP = "Hub id, folder or s3:// URL of a checkpoint, or 'tiny', the teacher that ships with the package."
-DATA_HELP = (
-    "CSV or Parquet file (long: item_id, timestamp, target; or wide), datasets folder, JSON lines, or demo:<name>."
-)
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder or file that the result is written to.")]
 
 
 @app.command()
@@ -102,7 +99,7 @@ def distil(
     )
     path = distil_domain(
         teacher,
-        _domain(data, target, known_covariate),
+        read_domain(data, target, known_covariate),
         out,
         windows=WindowConfig(context_length=context_length, horizon=horizon),
         student=student,
@@ -135,7 +132,7 @@ def compose(
         raise InputError(f"every expert needs a name of its own, got {experts}; write name=folder")
     path = compose_mixture(
         named,
-        [_domain(part, None, None) for part in data],
+        [read_domain(part, None, None) for part in data],
         out,
         windows=WindowConfig(context_length=context_length, horizon=horizon),
         routing=RoutingConfig(top_k=top_k),
@@ -145,6 +142,10 @@ def compose(
         console=Console(stderr=True),
     )
     print(f"saved {path}")
+
+
+app.command()(upcycle)
+app.command()(expand)
 
 
 @app.command()
@@ -166,7 +167,7 @@ def evaluate(
 
     records = compare_checkpoints(
         models,
-        [_domain(part, target, known_covariate, seasonality) for part in data],
+        [read_domain(part, target, known_covariate, seasonality) for part in data],
         horizon=horizon,
         context_length=context_length,
         limit=limit,
@@ -197,7 +198,7 @@ def predict(
         out=out,
         future=future,
         target=target,
-        levels=_levels(levels),
+        levels=parse_levels(levels),
         batch_size=batch_size,
     )
     print(f"saved {out}: {rows} rows")
@@ -209,24 +210,6 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> 
     from chronomoe.evaluation.report import write_report
 
     print(f"report: {write_report(folder)}")
-
-
-def _domain(data: str, target: list[str] | None, known: list[str] | None, seasonality: int | None = None) -> Any:
-    from chronomoe.data.domains import load_domain
-
-    return load_domain(data, target=target or "target", known_covariates=tuple(known or ()), seasonality=seasonality)
-
-
-def _levels(text: str) -> list[float]:
-    try:
-        levels = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(
-            f"quantile levels must be numbers separated by commas, such as 0.1,0.5,0.9; got {text!r}"
-        ) from None
-    if not all(0 < level < 1 for level in levels):
-        raise InputError(f"quantile levels must lie between 0 and 1, got {text}")
-    return levels
 
 
 def _write_lines(records: list[dict[str, Any]], path: Path) -> None:

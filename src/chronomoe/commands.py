@@ -19,8 +19,8 @@ from chronomoe.data.windows import EvaluationWindows, JoinedWindows, TrainingWin
 from chronomoe.errors import InputError
 from chronomoe.evaluation.comparison import Comparison
 from chronomoe.evaluation.tasks import make_task
-from chronomoe.models.distilled_moe import MixtureConfig
-from chronomoe.models.group_attention import ExactChronos2Model
+from chronomoe.models.distilled_moe import DistilledMoE, MixtureConfig
+from chronomoe.models.moe_chronos import SparseChronos2Model
 from chronomoe.models.router import RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
@@ -57,8 +57,7 @@ def distil_domain(
         pool: training windows that soft targets are computed for.
         console: for progress.
     """
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise InputError(f"the output folder {out} is not empty; choose a new one")
+    check_new(out)
     model = load_teacher(teacher)
     check_windows(windows, model)
     size = student if isinstance(student, StudentConfig) else StudentConfig.preset(student, model)
@@ -68,7 +67,7 @@ def distil_domain(
     validation = JoinedWindows([EvaluationWindows(domain, windows, part="validation", limit=VALIDATION_LIMIT)])
     scratch = out.with_name(out.name + ".work")
     check_folder(scratch)
-    _say_skipped(console, pool_windows.skipped)
+    say_skipped(console, pool_windows.skipped)
     work = Workspace(scratch, console=console)
     inputs = {
         "data": fingerprint(domain),
@@ -129,8 +128,7 @@ def compose_mixture(
         select: keep this many experts, chosen greedily; all when None.
         console: for messages.
     """
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise InputError(f"the output folder {out} is not empty; choose a new one")
+    check_new(out)
     members = {name: load_teacher(path) for name, path in experts.items()}
     moe = MixtureConfig(routing=routing)
     mixture = seeded_mixture(members, moe, router.seed)
@@ -141,7 +139,7 @@ def compose_mixture(
         raise InputError(f"select must be from top_k ({routing.top_k}) to {len(members)}, the experts, got {select}")
     say = console or Console(stderr=True)
     train_windows = TrainingWindows(domains, windows, size=router_windows, seed=router.seed)
-    _say_skipped(say, train_windows.skipped)
+    say_skipped(say, train_windows.skipped)
     joined = JoinedWindows(
         [EvaluationWindows(domain, windows, part="validation", limit=VALIDATION_LIMIT) for domain in domains]
     )
@@ -181,7 +179,7 @@ def compare_checkpoints(
     if limit < 1:
         raise InputError(f"limit must be at least 1 window, got {limit}")
     windows = WindowConfig(context_length=context_length, horizon=horizon, min_context_length=min(32, context_length))
-    _say_skipped(console, {domain.name: EvaluationWindows(domain, windows, part="test").skipped for domain in domains})
+    say_skipped(console, {domain.name: EvaluationWindows(domain, windows, part="test").skipped for domain in domains})
     tasks = {domain.name: make_task(domain, windows, limit=limit) for domain in domains}
     loaded: dict[str, PreTrainedModel] = {name: ChronoMoEPipeline.from_pretrained(name).model for name in models}
     levels = {name: tuple(model.chronos_config.quantiles) for name, model in loaded.items()}
@@ -191,7 +189,9 @@ def compare_checkpoints(
     comparison = Comparison(tasks, next(iter(levels.values())))
     comparison.add_naive()
     for name, model in loaded.items():
-        comparison.add(name, "generalist" if isinstance(model, ExactChronos2Model) else "mixture", model)
+        comparison.add(
+            name, "mixture" if isinstance(model, DistilledMoE | SparseChronos2Model) else "generalist", model
+        )
     return comparison.records()
 
 
@@ -269,7 +269,14 @@ def _known_ahead(
     return series_to_frame([found[item.item_id].cut(0, horizon) for item in series])
 
 
-def _say_skipped(console: Console | None, skipped: Mapping[str, int]) -> None:
+def check_new(out: Path) -> None:
+    """Refuse an output folder that holds anything."""
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise InputError(f"the output folder {out} is not empty; choose a new one")
+
+
+def say_skipped(console: Console | None, skipped: Mapping[str, int]) -> None:
+    """Say how many series of each domain were too short."""
     for name, count in skipped.items():
         if count:
             (console or Console(stderr=True)).print(f"{name}: {count} series too short for a window, skipped")

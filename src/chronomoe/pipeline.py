@@ -18,6 +18,7 @@ from chronomoe.errors import InputError
 from chronomoe.model_card import model_card
 from chronomoe.models.distilled_moe import DistilledMoE
 from chronomoe.models.group_attention import use_exact_group_attention
+from chronomoe.models.moe_chronos import SparseChronos2Model
 
 if TYPE_CHECKING:
     from peft import LoraConfig  # type: ignore[import-not-found,import-untyped]
@@ -35,7 +36,7 @@ Inputs: TypeAlias = (
 
 
 class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
-    """Forecast with a Chronos-2 model or a mixture of distilled experts.
+    """Forecast with a Chronos-2 model, dense or with MoE layers, or a mixture of distilled experts.
 
     ``predict``, ``predict_quantiles``, ``predict_df``, ``predict_fev`` and ``embed`` are upstream's and take what they
     take: univariate and multivariate series, past and known covariates, long horizons, ``cross_learning`` (which makes
@@ -93,7 +94,7 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
     ) -> None:
         """Save safetensors, config.json and a model card (README.md), all of them or nothing.
 
-        Stock ``Chronos2Pipeline`` loads plain Chronos-2 models without ChronoMoE, mixtures after ``import chronomoe``.
+        Stock ``Chronos2Pipeline`` loads plain Chronos-2 models without ChronoMoE, ours after ``import chronomoe``.
 
         Args:
             save_directory: a new or empty folder, or one that holds a checkpoint, which is replaced.
@@ -127,10 +128,14 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         disable_data_parallel: bool = True,
         **extra_trainer_kwargs: Any,
     ) -> "ChronoMoEPipeline":
-        """Fine-tune a copy of the model, experts and router alike, and return it in a new pipeline.
+        """Fine-tune a copy of the model, experts and routers alike, and return it in a new pipeline.
 
-        The arguments are those of ``Chronos2Pipeline.fit``, which does the work for plain Chronos-2 models. LoRA
-        adapters are merged into the weights at the end. The result is saved to ``output_dir / finetuned_ckpt_name``.
+        The arguments are those of ``Chronos2Pipeline.fit``, which does the work for plain Chronos-2 models. Where MoE
+        layers were inserted into a finished model, they alone are tuned. LoRA adapters are merged into the weights at
+        the end. The result is saved to ``output_dir / finetuned_ckpt_name``.
+
+        Raises:
+            InputError: the mode does not exist, or the model has none of its kind: see ``training.finetuning``.
         """
         output_dir = Path(output_dir or Path("chronos-2-finetuned") / time.strftime("%Y-%m-%d_%H-%M-%S"))
         arguments: dict[str, Any] = {
@@ -149,10 +154,10 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
             "remove_printer_callback": remove_printer_callback,
             "disable_data_parallel": disable_data_parallel,
         }
-        if isinstance(self.model, DistilledMoE):
-            from chronomoe.training.finetuning import finetune_mixture  # brings in transformers.Trainer: slow to import
+        if isinstance(self.model, DistilledMoE | SparseChronos2Model):
+            from chronomoe.training.finetuning import finetune  # brings in transformers.Trainer: slow to import
 
-            model = finetune_mixture(self.model, **arguments, trainer_options=extra_trainer_kwargs)
+            model = finetune(self.model, **arguments, trainer_options=extra_trainer_kwargs)
         else:
             model = super().fit(**arguments, finetuned_ckpt_name=finetuned_ckpt_name, **extra_trainer_kwargs).model
             if hasattr(model, "merge_and_unload"):  # upstream hands back the model with its LoRA adapters
@@ -218,7 +223,9 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
 
     def _mixture(self, method: str) -> DistilledMoE:
         if not isinstance(self.model, DistilledMoE):
-            raise InputError(f"{method} needs a mixture of experts, this pipeline holds a {type(self.model).__name__}")
+            raise InputError(
+                f"{method} needs a mixture of distilled experts, this pipeline holds a {type(self.model).__name__}"
+            )
         return self.model
 
 
@@ -229,14 +236,14 @@ def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", **kwar
 
 
 def load_teacher(name: str | Path, *, dtype: str | torch.dtype = "float32", **kwargs: Any) -> Chronos2Model:
-    """Load a plain Chronos-2 model, from which students can be cut.
+    """Load a Chronos-2 model to learn from; students are cut from those without MoE layers.
 
     Raises:
         InputError: the checkpoint is missing, damaged, of another architecture, or a mixture.
     """
     model = load_model(name, dtype=dtype, **kwargs)
     if not isinstance(model, Chronos2Model):
-        raise InputError(f"a teacher must be a plain Chronos-2 model, {str(name)!r} holds a {type(model).__name__}")
+        raise InputError(f"a teacher must be one Chronos-2 model, {str(name)!r} holds a {type(model).__name__}")
     return model
 
 

@@ -144,7 +144,7 @@ class ExactChronos2Model(Chronos2Model):
             )
             return encoded
         self._check(*inputs, future_target, future_target_mask)
-        states, loc_scale, known_mask = self._tokens(*inputs, keep_all=True, trim=False)
+        states, loc_scale, known_mask = self._tokens(*inputs, keep_all=True, trim=False, notes=[])
         last = self.encoder.dropout(self.encoder.final_layer_norm(states[-1]))
         return Chronos2EncoderOutput(last), loc_scale, known_mask, last.shape[1] - num_output_patches - 1
 
@@ -167,6 +167,7 @@ class ExactChronos2Model(Chronos2Model):
         """
         inputs = (context, context_mask, group_ids, future_covariates, future_covariates_mask, num_output_patches)
         states: list[Tensor] | None = None
+        notes: list[Any] = []
         weights: dict[str, Any] = {}
         if output_attentions:
             encoded, loc_scale, known_mask, _ = self.encode(
@@ -177,7 +178,7 @@ class ExactChronos2Model(Chronos2Model):
             weights["enc_group_self_attn_weights"] = encoded.all_group_self_attn_weights
         else:
             self._check(*inputs, future_target, future_target_mask)
-            states, loc_scale, known_mask = self._tokens(*inputs, keep_all=output_hidden_states)
+            states, loc_scale, known_mask = self._tokens(*inputs, keep_all=output_hidden_states, notes=notes)
             last = self.encoder.dropout(self.encoder.final_layer_norm(states[-1][:, -num_output_patches:]))
         normalized = rearrange(self.output_patch_embedding(last), "b n (q p) -> b q (n p)", q=self.num_quantiles)
         loss = None
@@ -185,7 +186,8 @@ class ExactChronos2Model(Chronos2Model):
             loss = self._compute_loss(
                 normalized, future_target, future_target_mask, known_mask, loc_scale, num_output_patches
             )
-        return ForecastOutput(
+        return self._output(
+            notes,
             loss=loss,
             quantile_preds=unscale(self, normalized, loc_scale),
             normalized_preds=normalized,
@@ -193,6 +195,15 @@ class ExactChronos2Model(Chronos2Model):
             hidden_states=tuple(states) if output_hidden_states and states else None,
             **weights,
         )
+
+    def _feed_forward(self, block: nn.Module, hidden: Tensor, *, observed: Tensor | None, notes: list[Any]) -> Tensor:
+        """Apply what follows attention in a block; models with MoE layers skip padding and take notes."""
+        fed: Tensor = block.layer[2](hidden)  # type: ignore[index,operator]
+        return fed
+
+    def _output(self, notes: list[Any], **parts: Any) -> ForecastOutput:
+        """Gather the output; models with MoE layers add what they noted."""
+        return ForecastOutput(**parts)
 
     def _check(
         self,
@@ -226,6 +237,7 @@ class ExactChronos2Model(Chronos2Model):
         num_output_patches: int,
         *,
         keep_all: bool,
+        notes: list[Any],
         trim: bool = True,
     ) -> tuple[list[Tensor], tuple[Tensor, Tensor], Tensor]:
         batch = context.shape[0]
@@ -262,7 +274,9 @@ class ExactChronos2Model(Chronos2Model):
             keep = num_output_patches if last and not keep_all else hidden.shape[1]
             hidden = attend_in_time(block.layer[0], hidden, rotation=rotation, mask=time_mask, keep=keep)
             hidden = attend_in_groups(block.layer[1], hidden, plan=plan, observed=observed[:, -keep:])
-            hidden = block.layer[2](hidden)
+            hidden = self._feed_forward(
+                block, hidden, observed=None if everything_observed else observed[:, -keep:], notes=notes
+            )
             states.append(hidden)
         return states, loc_scale, known_mask
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from chronomoe.errors import InputError, nearest
 from chronomoe.models.group_attention import ExactChronos2Model, cast_parameters, use_exact_group_attention
+from chronomoe.models.moe_chronos import check_dense
 
 PRESETS = {
     "half": "just under half of the layers: 50-60 % fewer parameters",
@@ -72,13 +73,14 @@ def create_student_model(
     changed.
 
     Args:
-        teacher: any Chronos-2 model.
+        teacher: any Chronos-2 model without MoE layers.
         config: the size.
         generator: draws the weights where ``init`` is "random"; torch's global one when None.
 
     Raises:
-        InputError: the student would be larger than the teacher in some dimension.
+        InputError: the student would be larger than the teacher in some dimension, or the teacher has MoE layers.
     """
+    check_dense(teacher, what="cutting a student", remedy="cut it from the dense model and upcycle the student")
     old, new = teacher.config, copy.deepcopy(teacher.config)
     for name in ("num_layers", "d_model", "num_heads", "d_ff"):
         wanted = getattr(config, name)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,9 @@ from chronomoe.data.windows import Window, collate
 from chronomoe.errors import InputError
 from chronomoe.models.distilled_moe import DistilledMoE
 from chronomoe.models.group_attention import ExactChronos2Model
+from chronomoe.models.moe_chronos import SparseChronos2Model
 from chronomoe.training.losses import LossConfig
+from chronomoe.training.moe_trainer import Chronos2MoEDistillationTrainer
 from chronomoe.training.trainer import (
     Chronos2DistillationTrainer,
     JointTrainer,
@@ -28,7 +30,10 @@ from chronomoe.training.trainer import (
 )
 
 Progress = Callable[[int, int], None]
-Curve = dict[str, list[float | int]]
+Curve = dict[str, list[Any]]
+MOE_CURVES = ("aux_loss", "entropy", "load", "teacher_hard_loss", "teacher_aux_loss")
+"""In the curve where there are MoE layers: of each step a number, or ``entropy`` of each layer's router and ``load`` of
+each layer's experts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +93,8 @@ def distil(
     validation: Dataset[Window] | None = None,
     hidden_teacher: ExactChronos2Model | None = None,
     expert_learning_rate: float | None = None,
+    aux_weight: float = 0.01,
+    teacher: ExactChronos2Model | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Curve:
     """Train a student in place and return its training curve.
@@ -105,6 +112,9 @@ def distil(
         validation: windows whose hard loss is taken after every fifth of the steps.
         hidden_teacher: for the hidden-state loss.
         expert_learning_rate: trains a mixture jointly, with this rate for everything but its router.
+        aux_weight: of the auxiliary losses of MoE layers, in student and teacher; a mixture weighs its own.
+        teacher: one that learns beside the student, in place, and gives the soft targets; see
+            :class:`chronomoe.training.moe_trainer.Chronos2MoEDistillationTrainer`.
         progress: called with steps done and in all.
     """
     if config.loss.hidden_weight > 0 and hidden_teacher is None:
@@ -131,6 +141,8 @@ def distil(
     kind: Callable[..., Chronos2DistillationTrainer] = Chronos2DistillationTrainer
     if expert_learning_rate is not None:
         kind = functools.partial(JointTrainer, expert_learning_rate=expert_learning_rate)
+    elif teacher is not None or isinstance(student, SparseChronos2Model):
+        kind = functools.partial(Chronos2MoEDistillationTrainer, aux_weight=aux_weight, teacher=teacher)
     trainer = kind(
         model=student,
         args=arguments,
@@ -145,6 +157,8 @@ def distil(
     _quiet(trainer)
     trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     student.eval()
+    if teacher is not None:
+        teacher.eval()
     return training_curve(trainer.state.log_history)
 
 
@@ -164,8 +178,8 @@ def _quiet(trainer: Chronos2DistillationTrainer) -> None:
     trainer.remove_callback(PrinterCallback)
 
 
-def training_curve(history: Sequence[dict[str, float | int]]) -> Curve:
-    """Pick steps and losses out of a trainer's log."""
+def training_curve(history: Sequence[dict[str, Any]]) -> Curve:
+    """Pick steps and losses out of a trainer's log, and what MoE layers add to them."""
     trained = [entry for entry in history if "loss" in entry]
     judged = [entry for entry in history if "eval_loss" in entry]
     return {
@@ -175,6 +189,7 @@ def training_curve(history: Sequence[dict[str, float | int]]) -> Curve:
         "hard_loss": [entry.get("hard_loss", 0.0) for entry in trained],
         "eval_step": [entry["step"] for entry in judged],
         "eval_loss": [entry["eval_loss"] for entry in judged],
+        **{name: [entry[name] for entry in trained] for name in MOE_CURVES if trained and name in trained[0]},
     }
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning a mixture on series of one's own, as ``Chronos2Pipeline.fit`` does it for one model."""
+"""Fine-tuning our models on series of one's own, as ``Chronos2Pipeline.fit`` does it for a dense one."""
 
 import copy
 import math
@@ -12,34 +12,41 @@ import torch
 from chronos.chronos2.dataset import Chronos2Dataset, DatasetMode
 from chronos.chronos2.trainer import Chronos2Trainer, EvaluateAndSaveFinalStepCallback
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from transformers.training_args import TrainingArguments
 from transformers.utils.import_utils import is_peft_available
 
 from chronomoe.errors import InputError
 from chronomoe.models.distilled_moe import DistilledMoE
+from chronomoe.models.expansion import MoEEnhancedChronos2
+from chronomoe.models.moe_chronos import SparseChronos2Model
 
 if TYPE_CHECKING:
     from peft import LoraConfig  # type: ignore[import-not-found,import-untyped]
 
+AUX_WEIGHT = 0.01
+"""Of the auxiliary loss of MoE layers; mixtures weight theirs themselves."""
 LOG_STEPS = 100
 LORA_TARGETS = [*(f"self_attention.{name}" for name in "qkvo"), "output_patch_embedding.output_layer"]
 
 
-class MixtureTrainer(Chronos2Trainer):  # type: ignore[misc]
-    """Adds the mixture's auxiliary loss in training; validation is on the forecast alone."""
+class MoETrainer(Chronos2Trainer):  # type: ignore[misc]
+    """Adds the model's auxiliary loss in training; validation is on the forecast alone."""
+
+    aux_weight = 1.0
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor | tuple[Tensor, Any]:
         """Return the loss, with the output when asked for."""
         output = model(**inputs)
-        loss: Tensor = output.loss + output.aux_loss if model.training else output.loss
+        loss: Tensor = output.loss + self.aux_weight * output.aux_loss if model.training else output.loss
         return (loss, output) if return_outputs else loss
 
 
-def finetune_mixture(
-    mixture: DistilledMoE,
+def finetune(
+    model: DistilledMoE | SparseChronos2Model,
     *,
     inputs: Any,
     prediction_length: int,
@@ -56,28 +63,37 @@ def finetune_mixture(
     remove_printer_callback: bool,
     disable_data_parallel: bool,
     trainer_options: dict[str, Any],
-) -> DistilledMoE:
-    """Fine-tune a float32 copy of the mixture; the arguments are those of ``ChronoMoEPipeline.fit``.
+) -> PreTrainedModel:
+    """Fine-tune a float32 copy of the model; the arguments are those of ``ChronoMoEPipeline.fit``.
+
+    "full" trains all weights, but only the inserted layers of a ``MoEEnhancedChronos2``. "lora" trains adapters in
+    attention and in the head, and the router of a mixture; experts and routers of MoE layers stay.
 
     Raises:
-        InputError: the mode is unknown, LoRA is asked for without ``peft``, or set up without being asked for.
+        InputError: the mode is unknown, LoRA is asked for without ``peft`` or for a base that must stay as it is, or
+            it is set up without being asked for.
     """
     if finetune_mode not in ("full", "lora"):
         raise InputError(f"finetune_mode must be 'full' or 'lora', got {finetune_mode!r}")
     if finetune_mode == "full" and lora_config is not None:
         raise InputError("lora_config needs finetune_mode='lora', got 'full'")
-    model: Any = extend(copy.deepcopy(mixture).float(), context_length=context_length, horizon=prediction_length)
+    if finetune_mode == "lora" and isinstance(model, MoEEnhancedChronos2):
+        raise InputError(
+            "finetune_mode='lora' changes the base, which stays as it is where MoE layers were inserted; use 'full', "
+            "which trains the inserted layers"
+        )
+    tuned: Any = extend(copy.deepcopy(model).float(), context_length=context_length, horizon=prediction_length)
     if finetune_mode == "lora":
-        model = _with_adapters(model, lora_config)
+        tuned = _with_adapters(tuned, lora_config)
 
     dataset = partial(
         Chronos2Dataset,
         context_length=context_length,
         prediction_length=prediction_length,
         batch_size=batch_size,
-        output_patch_size=mixture.chronos_config.output_patch_size,
+        output_patch_size=model.chronos_config.output_patch_size,
     )
-    on_cpu = mixture.device.type == "cpu"
+    on_cpu = model.device.type == "cpu"
     options: dict[str, Any] = {
         "output_dir": str(output_dir),
         "per_device_train_batch_size": batch_size,
@@ -109,41 +125,46 @@ def finetune_mixture(
     if disable_data_parallel and not on_cpu:
         arguments._n_gpu = 1  # as upstream does: nn.DataParallel is slower than one GPU here
     validation = None if validation_inputs is None else dataset(validation_inputs, mode=DatasetMode.VALIDATION)
-    trainer = MixtureTrainer(
-        model=model,
+    trainer = MoETrainer(
+        model=tuned,
         args=arguments,
         train_dataset=dataset(inputs, min_past=min_past, mode=DatasetMode.TRAIN),
         eval_dataset=validation,
         callbacks=watchers,
     )
+    if isinstance(model, SparseChronos2Model):
+        trainer.aux_weight = AUX_WEIGHT
     if remove_printer_callback:
         trainer.pop_callback(PrinterCallback)
     trainer.train()
-    tuned: DistilledMoE = model.merge_and_unload() if finetune_mode == "lora" else model
-    tuned.eval()
-    return tuned
+    finished: PreTrainedModel = tuned.merge_and_unload() if finetune_mode == "lora" else tuned
+    return finished.eval()
 
 
-def extend(mixture: DistilledMoE, *, context_length: int, horizon: int) -> DistilledMoE:
-    """Let a mixture read and forecast at least this many steps in one pass, in place."""
-    for expert, core in zip(mixture.experts, mixture.config.experts, strict=True):
-        limits = expert.chronos_config
+def extend(model: PreTrainedModel, *, context_length: int, horizon: int) -> PreTrainedModel:
+    """Let a model, or all experts of a mixture, read and forecast at least this many steps in one pass, in place."""
+    members: Sequence[PreTrainedModel] = model.experts if isinstance(model, DistilledMoE) else [model]
+    for member in members:
+        limits = member.chronos_config
         limits.context_length = max(limits.context_length, context_length)
         limits.max_output_patches = max(limits.max_output_patches, math.ceil(horizon / limits.output_patch_size))
-        core["chronos_config"] = asdict(limits)
-        expert.config.chronos_config = asdict(limits)
-    mixture.chronos_config = mixture.experts[0].chronos_config
-    mixture.config.chronos_config = asdict(mixture.chronos_config)
-    return mixture
+        member.config.chronos_config = asdict(limits)
+    if isinstance(model, DistilledMoE):
+        for expert, core in zip(members, model.config.experts, strict=True):
+            core["chronos_config"] = asdict(expert.chronos_config)
+        model.chronos_config = members[0].chronos_config
+        model.config.chronos_config = asdict(model.chronos_config)
+    return model
 
 
-def _with_adapters(model: DistilledMoE, config: "LoraConfig | dict[str, Any] | None") -> nn.Module:
+def _with_adapters(model: PreTrainedModel, config: "LoraConfig | dict[str, Any] | None") -> nn.Module:
     if not is_peft_available():
         raise InputError("finetune_mode='lora' needs peft: pip install peft, or use finetune_mode='full'")
     from peft import LoraConfig, get_peft_model
 
     if config is None:
-        config = LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS, modules_to_save=["router"])
+        whole = ["router"] if isinstance(model, DistilledMoE) else None
+        config = LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS, modules_to_save=whole)
     elif isinstance(config, dict):
         config = LoraConfig(**config)
     adapted: nn.Module = get_peft_model(model, config)

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainingArguments
 
 from chronomoe.data.soft_targets import SoftTargets
 from chronomoe.data.windows import Batch, model_inputs
+from chronomoe.models.balancing import LossFreeBias
 from chronomoe.models.group_attention import ExactChronos2Model
 from chronomoe.models.student import kept_layers
 from chronomoe.training.losses import LossConfig, LossParts, distillation_loss, hidden_loss
@@ -53,10 +54,9 @@ class Chronos2DistillationTrainer(Trainer):
         output = model(**model_inputs(inputs), **({"output_hidden_states": True} if follow else {}))
         plain = self.accelerator.unwrap_model(model)
         target, _ = plain.instance_norm(inputs["future_target"], output.loc_scale)
-        soft = self.soft_targets(inputs) if model.training and self.soft_targets is not None else None
         parts = distillation_loss(
             output.normalized_preds,
-            teacher=soft,
+            teacher=self.teacher_forecast(inputs, output) if model.training else None,
             target=target,
             levels=torch.tensor(plain.chronos_config.quantiles, device=target.device),
             config=self.loss,
@@ -64,11 +64,28 @@ class Chronos2DistillationTrainer(Trainer):
         total = parts.total
         if follow:
             total = total + self.loss.hidden_weight * self._hidden_loss(output.hidden_states, inputs)
-        if model.training and getattr(output, "aux_loss", None) is not None:
-            total = total + output.aux_loss
         if model.training:
-            self._note(parts)
+            total = total + self.auxiliary_loss(output, target)
+            self.note(parts, output)
         return (total, {"loss": total}) if return_outputs else total
+
+    def teacher_forecast(self, inputs: Batch, output: Any) -> Tensor | None:
+        """Return the soft targets of a batch, or None; ``output`` is what the model made of it."""
+        return None if self.soft_targets is None else self.soft_targets(inputs)
+
+    def auxiliary_loss(self, output: Any, target: Tensor) -> Tensor:
+        """Return what is added to the distillation loss in training: a mixture's own, already weighted."""
+        auxiliary: Tensor | None = getattr(output, "aux_loss", None)
+        return target.new_zeros(()) if auxiliary is None else auxiliary
+
+    def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        """Take a step; then processes average the biases that each has moved by the load of its own windows."""
+        loss: Tensor = super().training_step(model, *args, **kwargs)
+        if self.accelerator.num_processes > 1:
+            for module in model.modules():
+                if isinstance(module, LossFreeBias) and module.rate:
+                    module.bias.copy_(self.accelerator.reduce(module.bias, reduction="mean"))
+        return loss
 
     def _hidden_loss(self, states: tuple[Tensor, ...], inputs: Batch) -> Tensor:
         assert self.hidden_teacher is not None  # checked by the caller that made this trainer
@@ -77,7 +94,8 @@ class Chronos2DistillationTrainer(Trainer):
             teacher = self.hidden_teacher(**model_inputs(inputs), output_hidden_states=True).hidden_states
         return hidden_loss(states, teacher, kept_layers(len(teacher), len(states)))
 
-    def _note(self, parts: LossParts) -> None:
+    def note(self, parts: LossParts, output: Any) -> None:
+        """Remember a step for the next report."""
         self._parts["soft"].append(parts.soft.item())
         self._parts["hard"].append(parts.hard.item())
 
