@@ -6,7 +6,7 @@ each is drawn when it is needed and never twice.
 """
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from scipy.signal import lfilter
 
 Values = Float[np.ndarray, " time"]
@@ -41,7 +41,7 @@ def compose(rng: np.random.Generator, steps: int) -> Values:
     return _measure(rng, values).astype(np.float32)
 
 
-def profile(rng: np.random.Generator, period: int) -> Values:
+def profile(rng: np.random.Generator, period: int) -> Float[np.ndarray, " phase"]:
     """Draw the shape of one cycle, ``period`` steps long."""
     phase = np.arange(period) / period
     kind = rng.choice(5, p=[0.35, 0.3, 0.1, 0.1, 0.15])
@@ -115,7 +115,7 @@ def _calendar(rng: np.random.Generator, steps: int) -> Values:
     return values
 
 
-def _is_weekend(rng: np.random.Generator, number: Float[np.ndarray, " time"]) -> np.ndarray:
+def _is_weekend(rng: np.random.Generator, number: Int[np.ndarray, " time"]) -> Bool[np.ndarray, " time"]:
     """Tell days of rest: the last one or two of the week, and a few holidays."""
     rest = number % DAYS_OF_WEEK >= DAYS_OF_WEEK - int(rng.choice([1, 2, 2, 2]))
     if rng.random() < 0.2:
@@ -135,9 +135,10 @@ def _cycle(rng: np.random.Generator, steps: int, *, period: float) -> Values:
     return values
 
 
-def _read(shape: Values, cycles: Values) -> Values:
+def _read(shape: Float[np.ndarray, " phase"], cycles: Values) -> Values:
+    """Read off a shape, drawn at equal steps of one cycle, at any place."""
     place = (cycles % 1) * len(shape)
-    return np.interp(place, np.arange(len(shape) + 1), np.append(shape, shape[0]))
+    return np.asarray(np.interp(place, np.arange(len(shape) + 1), np.append(shape, shape[0])))
 
 
 def _noise(rng: np.random.Generator, steps: int) -> Values:
@@ -161,10 +162,10 @@ def _measure(rng: np.random.Generator, values: Values) -> Values:
         return values
     if kind < 0.7:  # clipped below or above
         low, high = np.quantile(values, [rng.uniform(0, 0.4), rng.uniform(0.85, 1.0)])
-        return np.clip(values, low, high)
+        return np.asarray(np.clip(values, low, high))
     if kind < 0.8:  # counts
         rate = np.exp(rng.uniform(-2, 4)) * np.maximum(0.02, values - np.quantile(values, rng.uniform(0, 0.1)))
-        return rng.poisson(rate).astype(np.float64)
+        return np.asarray(rng.poisson(rate), dtype=np.float64)
     if kind < 0.87:  # rarely not 0
         often = rng.uniform(0.05, 0.7) * np.clip(1 + 0.5 * values, 0.1, 2)
         size = np.exp(rng.uniform(0, 1.0) * rng.normal(size=len(values))) * np.maximum(0.1, 1 + 0.3 * values)
@@ -172,10 +173,10 @@ def _measure(rng: np.random.Generator, values: Values) -> Values:
     if kind < 0.93:  # rounded
         return np.round(values * rng.uniform(1, 10))
     spikes = rng.random(len(values)) < rng.uniform(0.001, 0.02)
-    return values + spikes * rng.choice([-1, 1, 1]) * rng.exponential(4, size=len(values))
+    return np.asarray(values + spikes * rng.choice([-1, 1, 1]) * rng.exponential(4, size=len(values)))
 
 
 def _unit(values: Values) -> Values:
     """Centre and scale to unit spread; constants become 0."""
     spread = values.std()
-    return (values - values.mean()) / (spread if spread > 1e-9 else 1.0)
+    return np.asarray((values - values.mean()) / (spread if spread > 1e-9 else 1.0))

@@ -88,7 +88,7 @@ def spread_events(rng: np.random.Generator, steps: int, *, chance: float) -> Val
     begin = rng.random(steps) < chance
     begin[int(rng.integers(0, steps))] = True
     lasting = np.ones(int(rng.choice([1, 1, 2, 3, 7, 12])))
-    return np.minimum(1, np.convolve(begin, lasting)[:steps])
+    return np.asarray(np.minimum(1, np.convolve(begin, lasting)[:steps]))
 
 
 def _effect(rng: np.random.Generator, covariate: Values, others: list[Values], base: Values) -> Values:
@@ -99,11 +99,11 @@ def _effect(rng: np.random.Generator, covariate: Values, others: list[Values], b
     if kind == 1:
         return delay(covariate, int(rng.integers(1, 13)))
     if kind == 2:  # only beyond a threshold
-        return np.maximum(0, covariate - np.quantile(covariate, rng.uniform(0.2, 0.8)))
+        return np.asarray(np.maximum(0, covariate - np.quantile(covariate, rng.uniform(0.2, 0.8))))
     if kind == 3:  # both ways, as heating and cooling
-        return np.abs(covariate - np.quantile(covariate, rng.uniform(0.2, 0.8)))
+        return np.asarray(np.abs(covariate - np.quantile(covariate, rng.uniform(0.2, 0.8))))
     if kind == 4:  # an interaction
-        return covariate * others[int(rng.integers(0, len(others)))]
+        return np.asarray(covariate * others[int(rng.integers(0, len(others)))])
     if kind == 5:  # larger where the target is large
         return covariate * (1.5 + base)
     return np.convolve(covariate, np.exp(-np.arange(12) / rng.uniform(1, 6)))[: len(covariate)]  # fades slowly
@@ -122,7 +122,7 @@ def unit(values: Float[np.ndarray, "*row time"]) -> Float[np.ndarray, "*row time
         centre = np.where(seen, values, 0).sum(axis=-1, keepdims=True) / np.maximum(1, seen.sum(axis=-1, keepdims=True))
         values = np.where(seen, values, centre)
     spread = values.std(axis=-1, keepdims=True)
-    return (values - values.mean(axis=-1, keepdims=True)) / np.where(spread > 1e-9, spread, 1.0)
+    return np.asarray((values - values.mean(axis=-1, keepdims=True)) / np.where(spread > 1e-9, spread, 1.0))
 
 
 def _float32(values: Float[np.ndarray, "row time"]) -> Float[np.ndarray, "row time"]:

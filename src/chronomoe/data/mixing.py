@@ -14,7 +14,7 @@ from chronomoe.data.windows import Batch, Window, collate, model_inputs
 from chronomoe.errors import InputError
 
 LENGTH_STEP = 32
-"""Shorter contexts are multiples of this, and of the patch size."""
+"""Shorter contexts are multiples of about this, and of the patch size."""
 MOST_ROWS = 4
 """A batch of short windows has at most this many times the rows of one of full windows."""
 
@@ -95,6 +95,8 @@ class BatchShape(NamedTuple):
 class PretrainingBatches(Dataset[Batch]):
     """Ready batches: batch ``i`` depends on the seed and on ``i`` alone, so any process or worker can make it.
 
+    The parts of a corpus that have series share out what the empty ones leave.
+
     Args:
         corpus: where series come from.
         config: how they become windows.
@@ -103,6 +105,9 @@ class PretrainingBatches(Dataset[Batch]):
         processes: batches of each optimiser step.
         seed: of everything drawn here.
         first: leave out this many batches, done before.
+
+    Raises:
+        InputError: no part of the corpus has both series and a share.
     """
 
     def __init__(
@@ -121,6 +126,14 @@ class PretrainingBatches(Dataset[Batch]):
         self._sources = [part for part in (corpus.drawn, corpus.composed, corpus.real) if len(part)]
         shares = [1 - config.composed_share - config.real_share, config.composed_share, config.real_share]
         chances = np.array([share for share, part in zip(shares, corpus, strict=False) if len(part)])
+        if not chances.sum() > 0:
+            raise InputError(
+                "a mix needs series of a share above 0, got "
+                + ", ".join(
+                    f"{len(part)} {name}" for name, part in zip(("drawn", "composed", "real"), corpus, strict=False)
+                )
+                + f" in shares of {', '.join(f'{share:g}' for share in shares)}; draw more, or change the shares"
+            )
         self._chances = chances / chances.sum()
 
     def __len__(self) -> int:
@@ -152,9 +165,10 @@ class PretrainingBatches(Dataset[Batch]):
         phase = self._phase((index + self.first) // self.processes)
         length = phase.context_length
         if rng.random() >= config.full_context_share:
-            step = max(patch, min(LENGTH_STEP, phase.context_length))
-            shortest = max(1, min(config.min_context_length, phase.context_length) // step)
-            length = int(rng.integers(shortest, phase.context_length // step + 1)) * step
+            step = patch * max(1, min(LENGTH_STEP, length) // patch)
+            longest = length // step
+            shortest = min(longest, -(-config.min_context_length // step))
+            length = int(rng.integers(shortest, longest + 1)) * step
         most = config.horizon // patch
         ahead = int(rng.integers(1, most + 1))
         kind = "single"

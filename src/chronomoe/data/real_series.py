@@ -101,7 +101,7 @@ def real_pieces(names: Sequence[str], *, length: int) -> Float[np.ndarray, "piec
     stacked = stacked[np.isnan(stacked).mean(axis=1) <= MOST_MISSING]
     spread = np.nanstd(stacked, axis=1, keepdims=True)
     stacked = (stacked - np.nanmean(stacked, axis=1, keepdims=True)) / np.where(spread > 1e-9, spread, 1.0)
-    return np.clip(stacked, -30, 30)[spread[:, 0] > 1e-9].astype(np.float32)
+    return np.asarray(np.clip(stacked, -30, 30)[spread[:, 0] > 1e-9], dtype=np.float32)
 
 
 def _frame(name: str) -> pd.DataFrame:
