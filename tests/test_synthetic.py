@@ -5,17 +5,26 @@ import numpy as np
 import pytest
 
 from chronomoe.data.synthetic import (
+    GROUP_ROWS,
+    MOST_SPREADS,
     SLOW_GENERATORS,
+    Corpus,
     CorpusConfig,
-    MixConfig,
-    PretrainingWindows,
     build_corpus,
     draw_corpus,
+    standardized,
 )
 from chronomoe.errors import InputError
 
-CORPUS = CorpusConfig(seasonalities=(12,), series_per_generator=1, slow_series_per_generator=0, length=160)
-NOTHING = {"mixup_share": 0.0, "stride_share": 0.0, "reverse_share": 0.0, "missing_share": 0.0, "group_share": 0.0}
+CORPUS = CorpusConfig(
+    seasonalities=(12,),
+    series_per_generator=1,
+    slow_series_per_generator=0,
+    composed_series=6,
+    groups=5,
+    real=("bank_calls",),
+    length=96,
+)
 
 
 @pytest.fixture(scope="module")
@@ -23,37 +32,67 @@ def corpus():
     return draw_corpus(CORPUS)
 
 
-def mixed(series, *, size=64, seed=0, first=0, **shares):
-    config = MixConfig(context_length=64, min_context_length=32, horizon=16, **shares)
-    return PretrainingWindows(series, config, size=size, batch_size=8, seed=seed, first=first)
-
-
 def assert_same(one, other):
-    for left, right in zip(one, other, strict=True):
-        np.testing.assert_array_equal(left, right)
+    for name, left, right in zip(Corpus._fields, one, other, strict=True):
+        np.testing.assert_array_equal(left, right, err_msg=name)
 
 
-def test_the_same_seed_draws_the_same_series_and_another_one_others(corpus):
-    np.testing.assert_array_equal(draw_corpus(CORPUS), corpus)
+def test_the_same_seed_draws_the_same_corpus_and_another_one_another(corpus):
+    assert_same(draw_corpus(CORPUS), corpus)
     other = draw_corpus(dataclasses.replace(CORPUS, seed=1))
-    assert other.shape != corpus.shape or not np.array_equal(other, corpus)
+    for name in ("drawn", "composed", "groups"):
+        left, right = getattr(corpus, name), getattr(other, name)
+        assert left.shape != right.shape or not np.array_equal(left, right), name
+    np.testing.assert_array_equal(other.real, corpus.real)
 
 
-def test_series_are_finite_standardised_and_of_many_generators(corpus):
-    assert corpus.dtype == np.float32
-    assert corpus.shape[1] == 160
-    assert len(corpus) > 30
-    assert np.isfinite(corpus).all()
-    np.testing.assert_allclose(corpus.mean(axis=1), 0, atol=1e-3)
-    assert np.abs(corpus.std(axis=1) - 1).max() < 1e-2
-    assert len(np.unique(corpus, axis=0)) == len(corpus)
+def test_series_are_finite_standardised_and_all_different(corpus):
+    for name in ("drawn", "composed", "groups"):
+        series = getattr(corpus, name).reshape(-1, 96)
+        assert series.dtype == np.float32
+        assert np.isfinite(series).all()
+        np.testing.assert_allclose(series.mean(axis=1), 0, atol=2e-2)  # clipping moves a few
+        assert np.abs(series.std(axis=1) - 1).max() < 5e-2
+        assert len(np.unique(series, axis=0)) == len(series)
+    assert len(corpus.drawn) > 30
+    assert len(corpus.composed) == 6
+    assert corpus.groups.shape == (5, GROUP_ROWS, 96)
+    assert len(corpus.real) > 50
+
+
+def test_rows_of_a_group_tell_more_of_each_other_than_rows_of_others():
+    settings = dataclasses.replace(CORPUS, groups=30, series_per_generator=0, composed_series=0, real=(), length=400)
+    groups = draw_corpus(settings).groups
+    others = np.stack([np.roll(groups[:, row], row, axis=0) for row in range(GROUP_ROWS)], axis=1)
+    strongest, chance = (
+        np.median([np.abs(np.corrcoef(rows)[np.triu_indices(GROUP_ROWS, 1)]).max() for rows in part])
+        for part in (groups, others)
+    )
+    assert strongest > 1.5 * chance
 
 
 def test_every_seasonality_and_the_slow_generators_add_series(corpus):
-    both = draw_corpus(dataclasses.replace(CORPUS, seasonalities=(12, 24), length=64))
-    slow = draw_corpus(dataclasses.replace(CORPUS, slow_series_per_generator=1, length=64))
-    assert len(both) > 1.5 * len(corpus)
-    assert len(slow) > len(corpus) - 3 + len(SLOW_GENERATORS) - 1
+    alone = dataclasses.replace(CORPUS, composed_series=0, groups=0, real=(), length=64)
+    both = draw_corpus(dataclasses.replace(alone, seasonalities=(12, 24)))
+    slow = draw_corpus(dataclasses.replace(alone, slow_series_per_generator=1))
+    assert len(both.drawn) > 1.5 * len(corpus.drawn)
+    assert len(slow.drawn) > len(corpus.drawn) - 3 + len(SLOW_GENERATORS) - 1
+
+
+def test_any_part_can_be_empty():
+    nothing = draw_corpus(dataclasses.replace(CORPUS, series_per_generator=0, composed_series=0, groups=0, real=()))
+    assert [part.shape for part in nothing] == [(0, 96), (0, 96), (0, 96), (0, GROUP_ROWS, 96)]
+
+
+def test_standardised_series_leave_out_constants_and_what_is_not_finite_and_are_clipped():
+    spike = np.zeros(4000)
+    spike[7] = 1e9
+    steep = np.where(np.arange(4000) % 2, 3.0, 1.0)
+    rows = np.stack([spike, np.full(4000, 2.0), np.where(np.arange(4000) == 5, np.inf, 0), steep])
+    kept = standardized(rows)
+    assert len(kept) == 2
+    assert kept[0].max() == MOST_SPREADS
+    np.testing.assert_array_equal(kept[1], np.where(np.arange(4000) % 2, 1, -1))
 
 
 def test_a_corpus_is_drawn_once_and_memory_mapped(corpus, tmp_path):
@@ -61,8 +100,14 @@ def test_a_corpus_is_drawn_once_and_memory_mapped(corpus, tmp_path):
     drawn = []
     again = build_corpus(tmp_path / "corpus", CORPUS, progress=lambda done, total: drawn.append(done))
     assert drawn == []
-    assert isinstance(again, np.memmap)
-    np.testing.assert_array_equal(again, corpus)
+    assert all(isinstance(part, np.memmap) for part in again)
+    assert_same(again, corpus)
+
+
+def test_progress_is_told_from_the_first_part_to_the_last():
+    told = []
+    draw_corpus(dataclasses.replace(CORPUS, seasonalities=(4, 7)), progress=lambda *place: told.append(place))
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("stopped_at", [0, 1])
@@ -74,8 +119,8 @@ def test_an_interrupted_corpus_is_drawn_again(corpus, tmp_path, stopped_at):
     with pytest.raises(KeyboardInterrupt):
         build_corpus(tmp_path / "corpus", CORPUS, progress=stop)
     assert not (tmp_path / "corpus").exists()
-    (tmp_path / "corpus.partial" / "series.npy").write_bytes(b"half of it")
-    np.testing.assert_array_equal(build_corpus(tmp_path / "corpus", CORPUS), corpus)
+    (tmp_path / "corpus.partial" / "drawn.npy").write_bytes(b"half of it")
+    assert_same(build_corpus(tmp_path / "corpus", CORPUS), corpus)
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
 
 
@@ -85,73 +130,29 @@ def test_a_corpus_of_another_configuration_is_refused(tmp_path):
         build_corpus(tmp_path, CORPUS)
 
 
-def test_a_window_depends_on_the_seed_and_its_number_alone(corpus):
-    windows, continued = mixed(corpus, group_share=0.5), mixed(corpus, group_share=0.5, first=24)
-    for index in reversed(range(40)):
-        assert_same(continued[index], windows[24 + index])
-        assert windows[index].index == index
-    assert len(continued) == 40
-    assert sum(1 for _ in continued) == 40
-    assert not np.array_equal(windows[0].target, mixed(corpus, seed=1, group_share=0.5)[0].target)
-
-
-def test_a_plain_window_is_a_piece_of_a_series():
-    ramps = np.arange(160, dtype=np.float32) + 1000 * np.arange(5, dtype=np.float32)[:, None]
-    for window in mixed(ramps, **NOTHING | {"full_context_share": 1.0}):
-        assert window.context.shape == (1, 64)
-        joined = np.concatenate([window.context[0], window.target[0]])
-        np.testing.assert_array_equal(np.diff(joined), 1)
-        assert np.isnan(window.known).all()
-
-
-@pytest.mark.parametrize(("share", "step"), [("stride_share", 2), ("reverse_share", -1)])
-def test_strides_skip_steps_and_reversed_windows_run_backwards(share, step):
-    ramp = np.arange(160, dtype=np.float32)[None]
-    for window in mixed(ramp, **NOTHING | {share: 1.0}):
-        np.testing.assert_array_equal(np.diff(np.concatenate([window.context[0], window.target[0]])), step)
-
-
-def test_lost_stretches_are_in_the_context_alone(corpus):
-    windows = list(mixed(corpus, **NOTHING | {"missing_share": 1.0}))
-    for window in windows:
-        assert np.isfinite(window.target).all()
-        assert 0 < np.isnan(window.context).sum() < window.context.size
-    assert all(np.isfinite(window.context).all() for window in mixed(corpus, **NOTHING | {"mixup_share": 1.0}))
-
-
-def test_contexts_of_a_batch_have_one_length_a_multiple_of_sixteen(corpus):
-    windows = list(mixed(corpus, size=400, full_context_share=0.2, group_share=0.3))
-    lengths = [{window.context.shape[1] for window in windows[start : start + 8]} for start in range(0, 400, 8)]
-    assert all(len(length) == 1 for length in lengths)
-    assert set().union(*lengths) == {32, 48, 64}
-
-
-def test_groups_have_targets_or_known_futures_in_every_row(corpus):
-    windows = list(mixed(corpus, size=200, group_share=1.0, missing_share=0.5, max_group_size=3))
-    assert {len(window.context) for window in windows} == {2, 3}
-    with_covariates = 0
-    for window in windows:
-        assert np.isfinite(window.context).all()
-        known, target = np.isfinite(window.known), np.isfinite(window.target)
-        np.testing.assert_array_equal(known, ~target)
-        rows = known.all(axis=1)
-        np.testing.assert_array_equal(rows, known.any(axis=1))
-        assert not rows[0]
-        assert (np.diff(rows.astype(int)) >= 0).all()
-        with_covariates += rows.any()
-    assert 60 < with_covariates < 140
+def test_a_real_series_that_does_not_exist_is_refused_before_anything_is_drawn(tmp_path):
+    told = []
+    with pytest.raises(InputError, match="Unknown real series 'bank'"):
+        build_corpus(
+            tmp_path / "corpus",
+            dataclasses.replace(CORPUS, real=("bank",)),
+            progress=lambda done, total: told.append(done),
+        )
+    assert told == []
 
 
 @pytest.mark.parametrize(
-    ("config", "options", "message"),
+    ("options", "message"),
     [
-        (CorpusConfig, {"seasonalities": (1, 7)}, r"seasonalities must be at least 2 steps, got \(1, 7\)"),
-        (CorpusConfig, {"length": 10}, "corpus length must be at least 64 steps, got 10"),
-        (MixConfig, {"min_context_length": 8}, r"min_context_length must be from 16 to context_length \(512\), got 8"),
-        (MixConfig, {"context_length": 32}, r"min_context_length must be from 16 to context_length \(32\), got 64"),
-        (MixConfig, {"max_group_size": 1}, "max_group_size must be at least 2 rows, got 1"),
+        ({"seasonalities": (1, 7)}, r"seasonalities must be at least 2 steps, got \(1, 7\)"),
+        ({"seasonalities": ()}, r"seasonalities must be at least 2 steps, got \(\)"),
+        ({"length": 10}, "corpus length must be at least 64 steps, got 10"),
+        ({"series_per_generator": -1}, "series_per_generator must be at least 0, got -1"),
+        ({"slow_series_per_generator": -1}, "slow_series_per_generator must be at least 0, got -1"),
+        ({"composed_series": -1}, "composed_series must be at least 0, got -1"),
+        ({"groups": -2}, "groups must be at least 0, got -2"),
     ],
 )
-def test_impossible_corpora_and_mixes_are_refused(config, options, message):
+def test_an_impossible_corpus_is_refused(options, message):
     with pytest.raises(InputError, match=message):
-        config(**options)
+        CorpusConfig(**options)
