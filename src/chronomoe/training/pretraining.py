@@ -28,6 +28,15 @@ from chronomoe.training.trainer import last_checkpoint
 
 QUANTILE_LEVELS = (0.01, *(round(0.05 * step, 2) for step in range(1, 20)), 0.99)
 """The 21 levels of the public Chronos-2 checkpoint."""
+LEAST = {
+    "warmup_steps": 0,
+    "decay_steps": 0,
+    "weight_decay": 0,
+    "save_steps": 1,
+    "validation_steps": 1,
+    "workers": 0,
+}
+"""Least values of the fields of ``PretrainConfig`` that have no other rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +57,15 @@ class TeacherConfig:
     """Steps of a token."""
     dropout_rate: float = 0.0
     """Dropout everywhere."""
+
+    def __post_init__(self) -> None:
+        for name in ("d_model", "num_heads", "d_ff", "num_layers", "patch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.d_kv < 2 or self.d_kv % 2:
+            raise InputError(f"d_kv must be even, for rotary positions, and at least 2, got {self.d_kv}")
+        if not 0 <= self.dropout_rate < 1:
+            raise InputError(f"dropout_rate must be from 0 to below 1, got {self.dropout_rate}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +111,9 @@ class PretrainConfig:
         if self.steps < 1 or min(phase.batch_size for phase in self.phases) < 1:
             sizes = [phase.batch_size for phase in self.phases]
             raise InputError(f"steps and batch_size must be at least 1, got {self.steps} and {sizes}")
-        for name, least in (("warmup_steps", 0), ("decay_steps", 0), ("save_steps", 1), ("validation_steps", 1)):
+        if not self.learning_rate > 0:
+            raise InputError(f"learning_rate must be above 0, got {self.learning_rate}")
+        for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.average_decay < 1:
@@ -134,6 +154,8 @@ class PretrainConfig:
         if replace(self, **free) != replace(other, **free):  # type: ignore[arg-type]
             return False
         if steps and replace(self, steps=steps).phases != replace(other, steps=steps).phases:
+            return False
+        if steps and min(self.warmup_steps, self.steps) != min(other.warmup_steps, other.steps):
             return False
         stable = min(config.steps - config.decay_steps for config in (self, other))
         return steps <= stable or (self.steps, self.decay_steps) == (other.steps, other.decay_steps)
@@ -250,17 +272,18 @@ def pretrain(
     longer, or to its end from where it is.
 
     Raises:
-        InputError: ``out`` holds a run that began in another way.
+        InputError: ``out`` holds a run that began in another way, a domain or a real series is unknown, or the corpus
+            has nothing that the mix asks for.
     """
     checkpoints = out / "checkpoints"
     resume = last_checkpoint(checkpoints)
     done = int(resume.rsplit("-", 1)[1]) if resume else 0
     arguments = _arguments(config, checkpoints)
+    domains = [f"demo:{name}" for name in demo_domains()] if config.validation is None else config.validation
+    watched = [ValidationBatches(spec, config) for spec in domains]
     with arguments.main_process_first(local=False, desc="corpus"):
         _record(config, out, done=done)
         corpus = build_corpus(out / "corpus", config.corpus, progress=progress)
-    domains = [f"demo:{name}" for name in demo_domains()] if config.validation is None else config.validation
-    watched = [ValidationBatches(spec, config) for spec in domains]
     model = new_teacher(config)
     trainer = PretrainingTrainer(
         model=model,
@@ -337,7 +360,8 @@ def _record(config: PretrainConfig, out: Path, *, done: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     record, partial = out / "pretrain.json", out / "pretrain.json.partial"
     wanted: dict[str, Any] = json.loads(json.dumps(asdict(config)))
-    if record.exists():
+    began = done > 0 or (out / "model.safetensors").exists()
+    if began and record.exists():
         found = json.loads(record.read_text())
         if found != wanted and not _goes_on(found, config, done=done):
             raise InputError(f"{out} holds a pretraining run of another configuration; choose another folder")
