@@ -1,182 +1,16 @@
 import html
 import json
 import re
-from html.parser import HTMLParser
 from statistics import fmean
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from chronomoe.errors import InputError
 from chronomoe.evaluation.claims import Claim
 from chronomoe.evaluation.report import markdown_cell, write_report
-
-DOMAINS = {"electricity": ("h", 24), "traffic": ("h", 24), "weather": ("D", 365), "web": ("D", 7)}
-QUALITY = {
-    ("mixture K=2", "mixture"): 0.62,
-    ("mixture K=1", "mixture"): 0.65,
-    ("generalist", "generalist"): 0.64,
-    ("average of experts", "average"): 0.68,
-    **{(f"single {domain}", "single"): 0.75 + 0.02 * place for place, domain in enumerate(DOMAINS)},
-    **{(f"expert {domain}", "expert"): 0.70 + 0.01 * place for place, domain in enumerate(DOMAINS)},
-    ("teacher", "teacher"): 0.58,
-    ("oracle", "oracle"): 0.55,
-    ("seasonal naive", "naive"): 1.0,
-}
-SCALES = {"WQL": 0.1, "MASE": 1.2, "MAE": 340.0, "MSE": 1e5, "MAPE": 0.2, "SQL": 1.0}
-
-
-def make_records(rng, horizons=(24,)):
-    for (model, kind), quality in QUALITY.items():
-        for horizon in horizons:
-            for metric, scale in SCALES.items():
-                shared = {"model": model, "kind": kind, "horizon": horizon, "metric": metric}
-                yield {**shared, "domain": "overall", "value": quality * rng.uniform(0.98, 1.02)}
-                for domain in DOMAINS:
-                    yield {**shared, "domain": domain, "value": scale * quality * rng.uniform(0.85, 1.15)}
-            for domain in ("overall", *DOMAINS):
-                shared = {"model": model, "kind": kind, "horizon": horizon, "metric": "coverage80"}
-                yield {**shared, "domain": domain, "value": rng.uniform(0.7, 0.85)}
-
-
-def make_forecast(rng, domain, item_id="item 1", horizon=24, length=96):
-    freq, season = DOMAINS[domain]
-    step = np.arange(length + horizon)
-    values = 100 + 30 * np.sin(2 * np.pi * step / min(season, 30)) + rng.normal(0, 6, size=len(step))
-    values = [float(value) for value in values]
-    stamps = [stamp.isoformat() for stamp in pd.date_range("2024-03-01", periods=len(step), freq=freq)]
-    context: list[float | None] = list(values[:length])
-    context[length - 20 : length - 12] = [None] * 8
-    levels = [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99]
-    median = np.array(values[length:]) + rng.normal(0, 4, size=horizon)
-    spread = np.linspace(4, 16, horizon)
-    quantiles = [list(median + spread * 4 * (level - 0.5)) for level in levels]
-    teacher = [list(np.array(row) + 3) for row in quantiles]
-    return {
-        "domain": domain,
-        "item_id": item_id,
-        "freq": freq,
-        "context_timestamps": stamps[:length],
-        "context": context,
-        "target_timestamps": stamps[length:],
-        "target": values[length:],
-        "levels": levels,
-        "models": {"mixture K=2": quantiles, "teacher": teacher},
-        "experts": [domain, "web"],
-        "gates": [0.71, 0.29],
-    }
-
-
-def make_run(folder, *, only_evaluation=False, horizons=(24,)):
-    """Make up the files of a run folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
-    records = list(make_records(rng, horizons))
-    (folder / "evaluation.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    if only_evaluation:
-        return records
-    claims = [
-        ("Mixture K=2 against the average single", "WQL", 0.803, 0.781, 0.832, "at most 0.90", 0.9),
-        ("Mixture K=2 against the generalist", "WQL", 0.969, 0.935, 1.004, "lower, interval excludes 1", 1.0),
-        ("Mixture K=2 against the simple average of all experts", "WQL", 0.912, 0.89, 0.93, "lower", 1.0),
-        ("Mixture K=2 against singles on an unseen domain", "MAE", 1.041, 1.002, 1.09, "at most 0.90", 0.9),
-        ("Mixture K=2 against the teacher", "WQL", 1.069, 1.05, 1.091, None, None),
-        ("Mixture K=2 against the teacher", "throughput", 5.8, 5.4, 6.2, "at least 5x", 5.0),
-    ]
-    names = ("claim", "metric", "ratio", "low", "high", "target", "target_ratio")
-    write(folder / "intervals.json", [dict(zip(names, claim, strict=True)) for claim in claims])
-    costs = []
-    for (model, kind), _ in QUALITY.items():
-        if kind in ("naive", "oracle"):
-            continue
-        every, active, slow = {
-            "teacher": (4.9e6, 4.9e6, 12.0),
-            "mixture": (4.4e6, 2.3e6, 3.4),
-            "average": (4.4e6, 4.4e6, 6.0),
-        }.get(kind, (1.1e6, 1.1e6, 1.6))
-        slow *= rng.uniform(0.95, 1.05)
-        costs.append(
-            {
-                "model": model,
-                "kind": kind,
-                "parameters": int(every),
-                "active_parameters": int(active),
-                "flops": int(active * 70),
-                "latency_p50_ms": slow,
-                "latency_p95_ms": slow * 1.3,
-                "throughput": 2500 / slow,
-                "checkpoint_mb": every * 4e-6,
-                "threads": 1,
-                "batch_size": 64,
-            }
-        )
-    write(folder / "efficiency.json", costs)
-    shares = rng.dirichlet(np.ones(len(DOMAINS)) * 0.3 + 0, size=len(DOMAINS)) * 0.5 + np.eye(len(DOMAINS)) * 0.5
-    routing = {
-        domain: {"share": list(row), "gate": list(np.sqrt(row / 2)), "entropy": float(rng.uniform(0.2, 0.7))}
-        for domain, row in zip(DOMAINS, shares, strict=True)
-    }
-    write(folder / "routing.json", {"experts": list(DOMAINS), "domains": routing})
-    write(folder / "forecasts.json", [make_forecast(rng, domain) for domain in DOMAINS])
-    step = np.arange(0, 1200, 10)
-    curves = {
-        name: {
-            "step": step.tolist(),
-            "loss": (2 + 6 * np.exp(-step / 150) + rng.normal(0, 0.15, size=len(step))).tolist(),
-            "eval_step": step[::10].tolist(),
-            "eval_loss": (2.1 + 5.8 * np.exp(-step[::10] / 160)).tolist(),
-        }
-        for name in ("generalist", "expert electricity", "expert traffic", "expert weather", "expert web", "router")
-    }
-    write(folder / "curves.json", curves)
-    machine = {"cores": 2, "threads": 2, "torch": "2.13.0", "chronos": "2.3.2", "python": "3.11.9"}
-    seconds = {"windows": 6.2, "soft targets": 71.0, "generalist": 154.0, "experts": 160.4, "router": 14.1}
-    run = {"name": "demo", "seconds": seconds, "machine": machine, "command": "chronomoe run demo --out runs/demo"}
-    write(folder / "run.json", run)
-    (folder / "config.yaml").write_text("name: demo\ntop_k: 2\nstudent:\n  num_layers: 1\n")
-    return records
-
-
-def write(path, content):
-    path.write_text(json.dumps(content))
-
-
-class Reader(HTMLParser):
-    """Collects tables as text, attributes, and whether every tag is closed."""
-
-    def __init__(self):
-        super().__init__()
-        self.tables, self.attributes, self.open, self.tags = [], [], [], set()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += attrs
-        if tag != "meta":
-            self.open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        if tag == "tr":
-            self.tables[-1].append([])
-        if tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_startendtag(self, tag, attrs):
-        self.attributes += attrs
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if {"td", "th"} & set(self.open):
-            self.tables[-1][-1][-1] += data
-
-
-def read(path):
-    reader = Reader()
-    reader.feed(path.read_text(encoding="utf-8"))
-    assert not reader.open
-    return reader
+from chronomoe.evaluation.tables import KINDS
+from report_run import DOMAINS, QUALITY, add_routes, make_forecast, make_run, read, write
 
 
 def test_a_full_run_shows_every_section(tmp_path):
@@ -245,6 +79,46 @@ def test_the_headline_is_about_the_mixture_whose_cost_is_known(tmp_path):
     costs = json.loads((tmp_path / "efficiency.json").read_text())
     write(tmp_path / "efficiency.json", [cost for cost in costs if cost["model"] != "mixture K=2"])
     assert '<p class="facts-of"><b>mixture K=1</b>' in write_report(tmp_path).read_text()
+
+
+@pytest.mark.parametrize("kinds", [("upcycled", "expanded"), ("expanded",)])
+def test_without_a_mixture_the_headline_is_about_the_next_route(tmp_path, kinds):
+    make_run(tmp_path)
+    add_routes(tmp_path)
+    (tmp_path / "routing.json").unlink()
+    keep = {*kinds, "generalist", "teacher", "naive"}
+    records = [json.loads(line) for line in (tmp_path / "evaluation.jsonl").read_text().splitlines()]
+    lines = [json.dumps(record) + "\n" for record in records if record["kind"] in keep]
+    (tmp_path / "evaluation.jsonl").write_text("".join(lines))
+    text = write_report(tmp_path).read_text()
+    assert f'<p class="facts-of"><b>{kinds[0]}</b>' in text
+    assert 'id="routing"' not in text
+    assert "“average single”" not in text
+
+
+def test_a_forecast_without_a_mixture_is_that_of_the_next_route(tmp_path):
+    make_run(tmp_path)
+    forecast = make_forecast(np.random.default_rng(0), "web")
+    del forecast["experts"], forecast["gates"]
+    quantiles = forecast["models"]["mixture K=2"]
+    models = {"teacher": forecast["models"]["teacher"], "expanded": quantiles, "upcycled": quantiles}
+    write(tmp_path / "forecasts.json", [{**forecast, "models": models}])
+    text = write_report(tmp_path).read_text()
+    assert "median of upcycled" in text
+    assert "median of the teacher" in text
+    assert "<small>experts:" not in text
+    write(tmp_path / "forecasts.json", [{**forecast, "models": {"expanded": quantiles}}])
+    text = write_report(tmp_path).read_text()
+    assert "median of expanded" in text
+    assert "median of the teacher" not in text
+
+
+def test_every_kind_has_its_colour(tmp_path):
+    make_run(tmp_path)
+    text = write_report(tmp_path).read_text()
+    for kind in KINDS:
+        assert text.count(f"--{kind}: #") == 2  # light and dark
+        assert f".kind-{kind} {{" in text
 
 
 def test_the_average_single_is_the_mean_of_the_singles(tmp_path):

@@ -5,7 +5,7 @@ light and dark scheme, text stays text, and a chart is a few kilobytes.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 TEXT_WIDTH = 5.9  # average width of a character at the charts' font size
+LAYER_COLOURS = 8  # of the page; further layers take them again
 BANDS = ((0.1, 0.9), (0.25, 0.75))  # drawn widest first
 
 Number = int | float  # run-time type checks take "float" at its word
@@ -87,7 +88,7 @@ def interval_chart(
 
 
 def scatter_chart(points: Sequence[Point], *, x_title: str, y_title: str) -> Markup:
-    """Draw accuracy (lower is better) against a cost, one dot per model."""
+    """Draw accuracy (lower is better) against a cost, one dot per model; the first ones on top and named first."""
     width, height, left, top, right, bottom = 480, 320, 44, 34, 16, 40
     xs, ys = [point.x for point in points], [point.y for point in points]
     log = min(xs) > 0 and max(xs) / min(xs) > 5
@@ -102,7 +103,7 @@ def scatter_chart(points: Sequence[Point], *, x_title: str, y_title: str) -> Mar
     parts.append(f'<text class="title" x="0" y="14">{escape(y_title)}</text>')
     parts.append(f'<text class="title" x="{width - right}" y="{height - 6}" text-anchor="end">{escape(x_title)}</text>')
     taken = [(x(p.x) - 6, y(p.y) - 6, x(p.x) + 6, y(p.y) + 6) for p in points]
-    for point in sorted(points, key=lambda point: point.labelled):
+    for point in sorted(reversed(points), key=lambda point: point.labelled):
         about = f"{point.name}: {compact(point.x)}, {point.y:.3f}"
         parts.append(
             f'<circle class="kind-{escape(point.kind)}" cx="{x(point.x):.1f}" cy="{y(point.y):.1f}" '
@@ -152,27 +153,51 @@ def forecast_chart(forecast: dict[str, Any], *, model: str, teacher: str | None)
     return _svg(parts, width=width, height=height, title=title, name="forecast")
 
 
-def curve_chart(curve: dict[str, Any]) -> Markup:
+def curve_chart(curve: Mapping[str, Any]) -> Markup:
     """Draw the training loss and the validation loss by step."""
-    width, height, left, top, right, bottom = 360, 170, 40, 10, 10, 24
     series = [("loss", curve.get("step") or [], curve.get("loss") or [])]
     series.append(("eval", curve.get("eval_step") or [], curve.get("eval_loss") or []))
-    known = [(step, loss) for _, steps, losses in series for step, loss in zip(steps, losses, strict=True)]
-    known = [(step, loss) for step, loss in known if is_number(loss)] or [(0, 0.0)]
-    high = max(loss for _, loss in known)
-    low = min(loss for _, loss in known)
-    y = Axis(low=low - 0.04 * (high - low), high=high, start=height - bottom, stop=top)
-    x = Axis(low=0, high=max(step for step, _ in known), start=left, stop=width - right)
+    known = [loss for _, steps, losses in series for _, loss in zip(steps, losses, strict=True) if is_number(loss)]
+    low, high = min(known, default=0.0), max(known, default=0.0)
+    return _steps_chart(series, bounds=(low - 0.04 * (high - low), high), title="loss by training step")
+
+
+def entropy_chart(curve: Mapping[str, Any]) -> Markup | None:
+    """Draw the router entropy of each MoE layer by step, 1 where all experts are equally probable.
+
+    A curve holds entropies in nats, and the load of each expert, which tells how many there are. None where it holds
+    no entropies.
+    """
+    if not curve.get("entropy") or not curve.get("load"):
+        return None
+    most = [math.log(max(2, len(load))) for load in curve["load"][0]]
+    series = []
+    for layer, certain in enumerate(most):
+        values = [entropies[layer] for entropies in curve["entropy"]]
+        share = [value / certain if is_number(value) else None for value in values]
+        series.append((f"layer layer-{layer % LAYER_COLOURS}", curve["step"], share))
+    least = min((value for _, _, values in series for value in values if value is not None), default=0.0)
+    return _steps_chart(series, bounds=(0.5 if least >= 0.5 else 0.0, 1.0), title="router entropy by training step")
+
+
+def _steps_chart(
+    series: Sequence[tuple[str, Sequence[Number], Values]], *, bounds: tuple[Number, Number], title: str
+) -> Markup:
+    """Draw values by training step, one line for each class name; those of ``eval`` with dots."""
+    width, height, left, top, right, bottom = 360, 170, 40, 10, 10, 24
+    known = [step for _, steps, values in series for step, value in zip(steps, values, strict=True) if is_number(value)]
+    y = Axis(low=bounds[0], high=bounds[1], start=height - bottom, stop=top)
+    x = Axis(low=0, high=max(known, default=0), start=left, stop=width - right)
     parts = _y_axis(y, left=left, right=width - right, count=3)
     for tick in x.ticks(3):
         parts.append(f'<text x="{x(tick):.1f}" y="{height - 7}" text-anchor="middle">{compact(tick)}</text>')
-    for name, steps, losses in series:
-        places = [(x(step), y(loss)) for step, loss in zip(steps, losses, strict=True) if is_number(loss)]
+    for name, steps, values in series:
+        places = [(x(s), y(v)) for s, v in zip(steps, values, strict=True) if v is not None and math.isfinite(v)]
         if places:
             parts.append(f'<path class="{name}" d="{_path(places)}"/>')
         if name == "eval":
             parts += [f'<circle class="eval" cx="{px:.1f}" cy="{py:.1f}" r="2.4"/>' for px, py in places]
-    return _svg(parts, width=width, height=height, title="loss by training step", name="curve")
+    return _svg(parts, width=width, height=height, title=title, name="curve")
 
 
 def _svg(parts: Iterable[str], *, width: int, height: int, title: str, name: str) -> Markup:

@@ -2,14 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from chronomoe.errors import InputError
-from chronomoe.evaluation import charts, tables
+from chronomoe.evaluation import charts, layer_tables, route_tables, tables
 from chronomoe.evaluation.claims import VERDICTS, Claim
 from chronomoe.evaluation.tables import Evaluation, Table
 
@@ -27,8 +27,13 @@ REQUIRED = {
         "levels",
         "models",
     ),
+    "routes.json": ("model", "kind"),
+    "validation.json": ("model", "against", "domain", "loss", "against_loss", "difference", "low", "high"),
+    "expansion.json": ("layer", "after", "before", "validation", "kept"),
+    "moe.json": ("block", "num_experts", "top_k", "load"),
 }
-LABELLED = ("mixture", "generalist", "teacher", "average")
+"""By file, what each of its records has: its rows, or in moe.json the layers of each model."""
+LABELLED = (*tables.ROUTES, "generalist", "teacher", "average")
 
 
 def write_report(folder: Path) -> Path:
@@ -66,6 +71,9 @@ def _page(folder: Path, found: Evaluation) -> dict[str, Any]:
     claims = [Claim(**_known(claim)) for claim in _read(folder / "intervals.json") or []]
     costs = _read(folder / "efficiency.json") or []
     routing = _read(folder / "routing.json")
+    routes = _read(folder / "routes.json")
+    validation = _read(folder / "validation.json")
+    growth = _read(folder / "expansion.json")
     curves = _read(folder / "curves.json") or {}
     config = folder / "config.yaml"
     return {
@@ -78,10 +86,20 @@ def _page(folder: Path, found: Evaluation) -> dict[str, Any]:
         "facts": _facts(found, costs),
         "claims": [(claim, claim.draw(claims)) for claim in claims],
         "verdicts": VERDICTS,
+        "kinds": tables.KINDS,
         "overall": [tables.overall_table(found, horizon) for horizon in found.horizons],
+        "routes": route_tables.routes_table(routes, found) if routes else None,
+        "validation": route_tables.validation_table(rows, found.kinds)
+        if validation and (rows := validation["rows"])
+        else None,
         "by_domain": _domain_tables(found),
         "routing": routing,
         "routing_table": tables.routing_table(routing) if routing else None,
+        "growth": route_tables.growth_table(growth) if growth else None,
+        "layers": layer_tables.model_layers(_read(folder / "moe.json") or {}),
+        "entropies": [(name, chart) for name, curve in curves.items() if (chart := charts.entropy_chart(curve))],
+        "num_layers": max((len(curve["entropy"][0]) for curve in curves.values() if curve.get("entropy")), default=0),
+        "layer_colours": charts.LAYER_COLOURS,
         "scatters": _scatters(found, costs),
         "scatter_kinds": [kind for kind in tables.KINDS if any(cost["kind"] == kind for cost in costs)],
         "forecasts": [_forecast(forecast) for forecast in _read(folder / "forecasts.json") or []],
@@ -93,28 +111,31 @@ def _page(folder: Path, found: Evaluation) -> dict[str, Any]:
 
 
 def _facts(found: Evaluation, costs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Return what a reader wants to know first: the name of the first mixture whose cost is known, then its numbers."""
+    """Return what a reader wants to know first: the name of the first route's model, then its numbers.
+
+    Of several models of a route, the first whose cost is known.
+    """
     costed = {cost["model"] for cost in costs}
-    mixtures = sorted((m for m in found.models if found.kinds[m] == "mixture"), key=lambda m: m not in costed)
-    if not mixtures:
+    ours = [model for model in found.models if found.kinds[model] in tables.ROUTES]
+    if not ours:
         return []
-    mixture = mixtures[0]
+    main = min(ours, key=lambda model: (tables.ROUTES.index(found.kinds[model]), model not in costed))
     facts = []
-    cost = next((cost for cost in costs if cost["model"] == mixture), {})
+    cost = next((cost for cost in costs if cost["model"] == main), {})
     teacher = next((cost for cost in costs if cost["kind"] == "teacher"), {})
-    scores = [("seasonal naive's WQL", found.overall(mixture))]
+    scores = [("seasonal naive's WQL", found.overall(main))]
     for kind in ("generalist", "teacher"):
         rivals = [found.overall(model) for model in found.models if found.kinds[model] == kind]
         if rivals:
             which = "best " if len(rivals) > 1 else ""
-            scores.append((f"the {which}{kind}'s WQL", found.overall(mixture) / min(rivals)))
+            scores.append((f"the {which}{kind}'s WQL", found.overall(main) / min(rivals)))
     facts += [(f"{value:.3f}×", what) for what, value in scores if math.isfinite(value)]
     if cost.get("throughput") and teacher.get("throughput"):
         facts.append((f"{cost['throughput'] / teacher['throughput']:.1f}×", "the teacher's windows a second"))
     if cost.get("active_parameters"):
         active, every = (f"{cost[name] / 1e6:.1f} M" for name in ("active_parameters", "parameters"))
         facts.append((active, f"active parameters of {every}"))
-    return [(mixture, "")] + facts
+    return [(main, "")] + facts
 
 
 def _domain_tables(found: Evaluation) -> list[tuple[int, Table, list[Table]]]:
@@ -135,6 +156,7 @@ def _scatters(found: Evaluation, costs: Sequence[Mapping[str, Any]]) -> list[str
             for cost in costs
             if cost.get(name) and cost["model"] in found.values and math.isfinite(y := found.overall(cost["model"]))
         ]
+        points.sort(key=lambda point: tables.KINDS.index(point.kind))
         if len(points) > 1:
             drawn.append(charts.scatter_chart(points, x_title=title, y_title="WQL relative to seasonal naive"))
     return drawn
@@ -142,13 +164,15 @@ def _scatters(found: Evaluation, costs: Sequence[Mapping[str, Any]]) -> list[str
 
 def _forecast(forecast: dict[str, Any]) -> dict[str, Any]:
     names = list(forecast["models"])
-    model = next((name for name in names if name.lower().startswith("mixture")), names[0])
+    ours = (name for kind in tables.ROUTES for name in names if name.lower().startswith(kind))
+    model = next(ours, names[0])
     teacher = next((name for name in names if name.lower().startswith("teacher") and name != model), None)
-    chosen = zip(forecast.get("experts") or [], forecast.get("gates") or [], strict=True)
+    chosen = zip(forecast.get("experts") or [], forecast.get("gates") or [], strict=False)  # of route 1 alone
     return {
         "domain": forecast["domain"],
         "item_id": forecast["item_id"],
         "model": model,
+        "teacher": teacher,
         "chosen": ", ".join(f"{expert} {gate:.2f}" for expert, gate in chosen),
         "chart": charts.forecast_chart(forecast, model=model, teacher=teacher),
     }
@@ -174,10 +198,22 @@ def _read(path: Path) -> Any:
     if not path.exists():
         return None
     content = _parse(path.read_text(encoding="utf-8"), where=str(path))
-    return _checked(content, path) if path.name in REQUIRED else content
+    if path.name in REQUIRED:
+        _checked(_records(content, path), path)
+    return content
 
 
-def _checked(records: Any, path: Path) -> list[dict[str, Any]]:
+def _records(content: Any, path: Path) -> list[dict[str, Any]]:
+    if path.name in ("routes.json", "validation.json"):
+        content = content.get("rows") if isinstance(content, dict) else None
+    elif path.name == "moe.json" and isinstance(content, dict):
+        content = [layer for inside in content.values() for layer in inside["layers"]]
+    if not isinstance(content, list):
+        raise InputError(f"{path} holds no list of records; evaluate the run again")
+    return content
+
+
+def _checked(records: Iterable[Any], path: Path) -> list[dict[str, Any]]:
     for place, record in enumerate(records, start=1):
         missing = [name for name in REQUIRED[path.name] if name not in record]
         if missing:

@@ -9,7 +9,9 @@ from typing import Any
 from chronomoe.errors import InputError, nearest
 from chronomoe.evaluation.charts import Number
 
-KINDS = ("mixture", "generalist", "average", "single", "expert", "teacher", "oracle", "naive")
+ROUTES = ("mixture", "upcycled", "expanded")
+"""Kinds of models that the routes end with, route 1 first."""
+KINDS = (*ROUTES, "generalist", "average", "single", "expert", "teacher", "oracle", "naive")
 """Kinds of models in the order in which they are shown."""
 REFERENCES = ("teacher", "oracle")
 """Kinds that no small model is expected to beat: they are shown, but not ranked."""
@@ -27,16 +29,22 @@ class Cell:
 
     text: str
     best: bool = False
-    shade: float | None = None  # 1 for the best of a column, 0 for a far worse one
+    shade: float | None = None  # strength of the colour, 1 for full; below 0 that of the other colour
+    span: str = ""  # the interval of the value
+    worse: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table; ``kind`` is empty where rows are not models."""
+    """A line of a table; ``kind`` is empty where rows are not models.
+
+    A line parts rows of different groups, or kinds where they have no group; rows with neither all stand apart.
+    """
 
     name: str
     cells: Sequence[Cell]
     kind: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,8 @@ def overall_table(found: Evaluation, horizon: int) -> Table:
         rows=_model_rows(found, columns),
         note="Geometric mean over domains of each metric divided by seasonal naive's: below 1 is better than seasonal "
         "naive. Coverage is the plain mean share of steps inside the 80% band. Bold: best apart from the teacher and "
-        f"the oracle. “{AVERAGE_SINGLE}” is the mean of the single rows.",
+        "the oracle."
+        + (f" “{AVERAGE_SINGLE}” is the mean of the single rows." if AVERAGE_SINGLE in found.values else ""),
     )
 
 
