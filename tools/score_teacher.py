@@ -126,7 +126,8 @@ def summary(results: dict[str, dict[str, float]]) -> dict[str, float]:
     """Put the figures of all files together."""
     every = list(results.values())
     coverage = [row["coverage"] for row in every]
-    figures = {f"{name} {key[2:]}": results[name][key] for name in ("ETTh1", "ETTh2") for key in ("z_MSE", "z_MAE")}
+    dense = [name for name in ("ETTh1", "ETTh2") if name in results]
+    figures = {f"{name} {key[2:]}": results[name][key] for name in dense for key in ("z_MSE", "z_MAE")}
     for metric in ("WQL", "MAE"):
         figures[metric] = math.exp(statistics.mean(math.log(row[metric]) for row in every))
         figures[f"better than naive in {metric}"] = sum(row[metric] < 1 for row in every)
@@ -144,6 +145,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of wide Parquet files")
     parser.add_argument("--json", type=Path, help="also write the JSON line here")
     options = parser.parse_args()
+    if not any(options.data.glob("*.parquet")):
+        parser.error(f"--data must be a folder of Parquet files, {options.data} holds none")
     begun = time.perf_counter()
     pipeline = ChronoMoEPipeline.from_pretrained(options.model, dtype=torch.float32)
     results = score(pipeline, options.data)
