@@ -152,6 +152,34 @@ def test_text_times_are_read_and_zones_become_utc():
     assert frame_to_series(frame)[0].start == pd.Timestamp("2023-12-31 23:00")
 
 
+@pytest.mark.parametrize("form", ["%d/%m/%Y", "%m/%d/%Y", "%d.%m.%Y"])
+def test_days_and_months_are_told_apart_by_rows_that_leave_no_choice(form):
+    frame = long_frame(("a",), steps=40, freq="D")
+    series = frame_to_series(frame.assign(timestamp=frame["timestamp"].dt.strftime(form)))[0]
+    assert series.timestamps().tolist() == frame["timestamp"].tolist()
+
+
+def test_times_that_can_be_read_in_two_ways_are_refused():
+    frame = long_frame(("a",), steps=5, freq="MS")
+    text = frame["timestamp"].dt.strftime("%d/%m/%Y")  # with the month first, these would be days of January
+    refused(frame.assign(timestamp=text), "the day or the month first: '01/02/2024' in row 1 .*ISO 8601")
+
+
+def test_times_with_the_year_first_are_read_in_any_writing():
+    frame = long_frame(("a",), steps=5, freq="D")
+    for form in ("%Y/%m/%d", "%Y.%m.%d", "%Y-%m-%d %I:%M %p"):
+        series = frame_to_series(frame.assign(timestamp=frame["timestamp"].dt.strftime(form)))[0]
+        assert series.timestamps().tolist() == frame["timestamp"].tolist()
+
+
+def test_local_days_across_a_change_of_clocks_are_refused_with_the_reason():
+    frame = long_frame(("a",), steps=120, freq="D")
+    frame["timestamp"] = frame["timestamp"].dt.tz_localize("Europe/Berlin")
+    message = refused(frame, "irregular frequency.*'D'.*row 91")
+    assert "a change of clocks looks: times with a zone count in UTC" in message
+    assert "clocks" not in refused(long_frame(("a",), steps=40).drop(index=[9]), "irregular frequency.*'h'")
+
+
 def test_series_of_only_missing_values_are_dropped_with_a_count():
     frame = long_frame(items=("a", "b", "c"))
     frame.loc[frame["item_id"] == "b", "target"] = np.nan
@@ -293,6 +321,15 @@ def test_rows_without_an_item_are_refused():
     frame = long_frame()
     frame.loc[3, "item_id"] = None
     refused(frame, "must name an item in every row, row 3")
+    frame.loc[3, "item_id"] = ""  # as an empty cell of a CSV file is read
+    refused(frame, "must name an item in every row, row 3")
+    frame["item_id"] = [1] * 6 + ["1"] * 6
+    refused(frame, "must hold names or numbers, not both")
+
+
+def test_a_missing_column_comes_with_a_remedy_that_fits():
+    refused(long_frame().drop(columns="target"), "Rename the one that holds the values to 'target'")
+    refused(long_frame(), "missing column 'load'; .* Name one of these", target="load")
 
 
 def test_columns_of_the_same_name_are_refused():

@@ -89,7 +89,16 @@ def test_item_ids_stay_as_written(frame, tmp_path):
         ("data.xlsx", b"x", "told by its suffix .*got .*data.xlsx"),
         ("data.csv", b"", "is empty"),
         ("data.csv", b"item_id,timestamp,target\n", "the frame is empty"),
-        ("data.csv", b"\xff\xfe\x00\x01", "cannot be read as .csv"),
+        ("data.csv", b"\xff\xfe\x00\x01", "cannot be read as .csv: .*save it in UTF-8"),
+        (
+            "data.csv",
+            b"item_id;timestamp;target\na;2024-01-01;1\n",
+            "separated by commas, .* seems to have ';' instead",
+        ),
+        ("data.csv", b"item_id\ttimestamp\ttarget\na\t2024-01-01\t1\n", "separated by commas, .* have '.t' instead"),
+        ("data.csv", b"item_id,timestamp,target,target\na,2024-01-01,1,2\n", "used more than once: 'target'"),
+        ("data.csv", b"timestamp,x,x\n2024-01-01,1,2\n", "used more than once: 'x'"),
+        ("data.csv", b"item_id,timestamp,target\na,2024-01-01,1,2\n", "as many values as .* 3; a row of .* has more"),
         ("data.csv", b'a,b\n1,2\n1,2,3,4\n"', "cannot be read as .csv"),
         ("data.csv.gz", b"not gzip", "cannot be read as .csv.gz"),
         ("data.parquet", b"not parquet", "cannot be read as .parquet"),
@@ -105,6 +114,24 @@ def test_unreadable_files_are_refused_in_one_line(tmp_path, name, content, match
     with pytest.raises(InputError, match=match) as info:
         read_series(tmp_path / name)
     assert "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("name", ["long.csv", "long.csv.gz"])
+def test_rows_that_end_in_a_comma_keep_their_columns(frame, tmp_path, name):
+    head, *body = frame.drop(columns="price").to_csv(index=False).splitlines()
+    text = "\n".join([head, *(line + "," for line in body)])
+    (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    pd.testing.assert_frame_equal(read_frame(tmp_path / name), frame.drop(columns="price"))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(frame, tmp_path):
+    frame.to_csv(tmp_path / "long.csv", index=False, encoding="utf-8-sig")
+    pd.testing.assert_frame_equal(read_frame(tmp_path / "long.csv"), frame)
+
+
+def test_an_index_of_a_parquet_file_is_read_as_columns(frame, tmp_path):
+    frame.set_index(["item_id", "timestamp"]).to_parquet(tmp_path / "long.parquet")
+    pd.testing.assert_frame_equal(series_to_frame(read_series(tmp_path / "long.parquet")), frame, check_dtype=False)
 
 
 def test_mixed_columns_of_a_csv_file_are_refused(frame, tmp_path):

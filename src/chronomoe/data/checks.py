@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ _ALSO_CALLED = {
     TIMESTAMP: ("date", "datetime", "time", "ds"),
     TARGET: ("y", "value", "values"),
 }
+_HOLDS = {ITEM_ID: "names of the series", TIMESTAMP: "times", TARGET: "values"}
 _SHOWN = 5  # names listed before "..."
 
 
@@ -37,6 +39,17 @@ def similar(name: str, found: Iterable[str]) -> str | None:
     return next((column for column in found if column.lower().replace(" ", "_").replace("-", "_") in usual), None)
 
 
+def check_names(names: Sequence[str]) -> None:
+    """Check that every column has a name of its own.
+
+    Raises:
+        InputError: a name is used more than once.
+    """
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"every column needs a name of its own, used more than once: {listed(twice)}")
+
+
 def check_columns(wanted: Sequence[str], found: Sequence[str]) -> None:
     """Check that every wanted column is there.
 
@@ -48,7 +61,8 @@ def check_columns(wanted: Sequence[str], found: Sequence[str]) -> None:
             continue
         other = similar(name, found)
         hint = f" Did you mean {other!r}?" if other else nearest(name, set(found) - set(wanted))
-        raise InputError(f"missing column {name!r}; the columns are {listed(found)}.{hint} Rename it to {name!r}")
+        remedy = f"Rename the one that holds the {_HOLDS[name]} to {name!r}" if name in _HOLDS else "Name one of these"
+        raise InputError(f"missing column {name!r}; the columns are {listed(found)}.{hint} {remedy}")
 
 
 def check_known(known: Sequence[str], covariates: Iterable[str]) -> None:
@@ -130,11 +144,31 @@ def as_timestamps(column: pd.Series) -> pd.DatetimeIndex:
 
 
 def _parse_times(column: pd.Series) -> pd.Series:
-    for form in ("ISO8601", None):
-        try:
-            return pd.to_datetime(column, utc=True, format=form)
-        except (ValueError, TypeError):
-            continue
+    """Read times written as text: ISO 8601, or one other format in all rows.
+
+    Whether the day or the month comes first in ``03/04/2024`` is told by the rows in which only one of them can.
+    """
+    ways: list[dict[str, Any]] = [{"format": "ISO8601"}, {"dayfirst": False}, {"dayfirst": True}]
+    if column.astype(str).str.match(r"\s*\d{4}").any():  # the year comes first
+        ways.pop()
+    readings = []
+    for options in ways:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=UserWarning)  # pandas on guessing a format
+            try:
+                readings.append(pd.to_datetime(column, utc=True, **options))
+            except (ValueError, TypeError):
+                continue
+        if "format" in options:
+            return readings[0]
+    if len(readings) == 2 and not readings[0].equals(readings[1]):
+        row = int(np.flatnonzero((readings[0] != readings[1]).to_numpy())[0])
+        raise InputError(
+            f"column {column.name!r} can be read with the day or the month first: {column.iloc[row]!r} in row {row} "
+            "(counted from 0); write times as in ISO 8601, 2024-01-31 12:00"
+        )
+    if readings:
+        return readings[0]
     wrong = np.flatnonzero((pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601").isna()).to_numpy())
     row = int(wrong[0])
     raise InputError(

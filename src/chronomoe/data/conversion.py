@@ -13,6 +13,7 @@ from chronomoe.data.checks import (
     check_finite,
     check_increasing,
     check_known,
+    check_names,
     listed,
     report_dropped,
     similar,
@@ -137,9 +138,7 @@ def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
     if frame.empty:
         raise InputError(f"the frame is empty, it has {len(frame)} rows and {len(frame.columns)} columns")
     names = [str(name) for name in frame.columns]
-    if len(set(names)) < len(names):
-        twice = {name for name in names if names.count(name) > 1}
-        raise InputError(f"every column needs a name of its own, used more than once: {listed(sorted(twice))}")
+    check_names(names)
     return frame.set_axis(names, axis="columns")
 
 
@@ -171,12 +170,13 @@ def _only_item(frame: pd.DataFrame, targets: Sequence[str]) -> pd.DataFrame:
 def _grouped(frame: pd.DataFrame) -> tuple[Rows, NDArray[np.int64]]:
     """Return the checked timestamps, rows of an item together, and the order of frame rows that does it."""
     codes, uniques = pd.factorize(frame[ITEM_ID])
-    if (codes < 0).any():
-        row = int(np.flatnonzero(codes < 0)[0])
-        raise InputError(f"column {ITEM_ID!r} must name an item in every row, row {row} (counted from 0) is empty")
     item_ids = [str(item_id) for item_id in uniques]
-    if len(set(item_ids)) < len(item_ids) or "" in item_ids:
-        raise InputError(f"column {ITEM_ID!r} must hold names or numbers, not both, and no empty ones")
+    nameless = codes == (item_ids.index("") if "" in item_ids else -1)
+    if nameless.any():
+        row = int(np.flatnonzero(nameless)[0])
+        raise InputError(f"column {ITEM_ID!r} must name an item in every row, row {row} (counted from 0) is empty")
+    if len(set(item_ids)) < len(item_ids):
+        raise InputError(f"column {ITEM_ID!r} must hold names or numbers, not both")
     order = np.argsort(codes, kind="stable")
     bounds = np.concatenate([[0], np.cumsum(np.bincount(codes))])
     rows = Rows(item_ids, as_timestamps(frame[TIMESTAMP])[order], bounds)

@@ -129,6 +129,12 @@ def check_regular(rows: Rows, offset: BaseOffset, *, given: bool) -> None:
     wrong = np.flatnonzero(rows.follows() & np.asarray(expected != rows.timestamps[1:]))
     if len(wrong):
         row = int(wrong[0]) + 1
+        within_a_day = isinstance(offset, pd.offsets.Tick) and pd.Timedelta(offset) < pd.Timedelta("1D")
+        if abs(rows.timestamps[row] - expected[row - 1]) == pd.Timedelta("1h") and not within_a_day:
+            mend = (
+                "An hour apart is how a change of clocks looks: times with a zone count in UTC. For days of a local "
+                f"calendar leave the zone out, for example frame.timestamp.dt.tz_localize(None). {mend}"
+            )
         raise InputError(
             f"irregular frequency: timestamps must follow {offset.freqstr!r} ({source}), which {rows.place(row)} does "
             f"not: after {rows.timestamps[row - 1]} comes {expected[row - 1]}. {mend}"

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pandas.tseries.offsets import BaseOffset, Tick
 
-from chronomoe.data.checks import check_finite, check_known, one_line, report_dropped
+from chronomoe.data.checks import check_finite, check_known, check_names, one_line, report_dropped
 from chronomoe.data.frequency import Rows, alias_from, parse_freq
 from chronomoe.data.series import ITEM_ID, TARGET, Series
 from chronomoe.errors import InputError
@@ -22,6 +23,7 @@ CSV_SUFFIXES = (".csv", ".csv.gz")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 JSON_SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
 SUFFIXES = CSV_SUFFIXES + PARQUET_SUFFIXES + JSON_SUFFIXES
+_OTHER_SEPARATORS = (";", "\t", "|")
 METADATA = "metadata.json"
 """Where GluonTS writes the frequency, beside the data or in the folder ``metadata`` next to theirs."""
 
@@ -57,15 +59,41 @@ def read_table(path: Path) -> pd.DataFrame:
     suffix = suffix_of(path)
     try:
         if suffix in CSV_SUFFIXES:
-            # item_id stays text as written: "007" keeps its zeros and "NA" is a name.
-            return _without_row_numbers(pd.read_csv(path, converters={ITEM_ID: str}, low_memory=False))
+            return _read_csv(path)
         if suffix in PARQUET_SUFFIXES:
             return pd.read_parquet(path)
     except pd.errors.EmptyDataError:
         raise InputError(f"{str(path)!r} is empty") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, EOFError, OSError, pa.ArrowInvalid) as error:
+    except UnicodeDecodeError as error:
+        raise InputError(f"{str(path)!r} cannot be read as {suffix}: {one_line(error)}; save it in UTF-8") from None
+    except (pd.errors.ParserError, EOFError, OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{str(path)!r} cannot be read as {suffix}: {one_line(error)}") from None
     raise refuse_suffix(path, CSV_SUFFIXES + PARQUET_SUFFIXES)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read a CSV file whose first row names every column once.
+
+    ``item_id`` stays text as written: "007" keeps its zeros and "NA" is a name.
+    """
+    header = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].dropna().tolist()
+    if len(header) == 1 and (found := [sign for sign in _OTHER_SEPARATORS if sign in header[0]]):
+        raise InputError(
+            f"columns of a CSV file are separated by commas, {str(path)!r} seems to have {found[0]!r} instead; save it "
+            f"again, for example pd.read_csv(path, sep={found[0]!r}).to_csv(path, index=False)"
+        )
+    check_names(header)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            # Without index_col=False, rows that end in a comma would move every value one column to the left.
+            frame = pd.read_csv(path, converters={ITEM_ID: str}, low_memory=False, index_col=False)
+        except pd.errors.ParserWarning:
+            raise InputError(
+                f"every row of a CSV file must have as many values as the first one has names, {len(header)}; "
+                f"a row of {str(path)!r} has more"
+            ) from None
+    return _without_row_numbers(frame)
 
 
 def parquet_schema(path: Path) -> pa.Schema:
