@@ -116,6 +116,12 @@ def test_the_hidden_loss_is_refused_for_students_of_another_width_and_mixtures(e
         ({"steps": 0}, "steps and batch_size must be at least 1, got 0 and 64"),
         ({"batch_size": 0}, "steps and batch_size must be at least 1, got 1000 and 0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive, got 0.0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive, got nan"),
+        ({"weight_decay": -1.0}, "weight_decay must not be negative, got -1.0"),
+        ({"warmup_share": 1.5}, "warmup_share must be from 0 to 1, got 1.5"),
+        ({"checkpoint_steps": 0}, "checkpoint_steps must be at least 1, got 0"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295, got -1"),
+        ({"seed": 2**32}, "seed must be from 0 to 4294967295, got 4294967296"),
         ({"schedule": "step"}, "schedule must be 'cosine' or 'constant', got 'step'"),
     ],
 )

@@ -163,6 +163,8 @@ def test_the_hidden_loss_does_not_move_the_teacher():
         ({"soft_kind": "kl"}, "soft_kind must be 'mae', 'mse' or 'huber', got 'kl'"),
         ({"horizon_weights": "steep"}, "horizon_weights must be 'equal', 'linear' or 'exponential', got 'steep'"),
         ({"hidden_weight": -1.0}, "hidden_weight must not be negative, got -1.0"),
+        ({"hidden_weight": float("nan")}, "hidden_weight must not be negative, got nan"),
+        ({"huber_delta": 0.0}, "huber_delta must be positive, got 0.0"),
     ],
 )
 def test_impossible_losses_are_refused(unchecked, options, message):

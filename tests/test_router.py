@@ -198,6 +198,7 @@ def test_a_generalist_fallback_without_a_generalist_is_refused(score):
     [
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"temperature": float("nan")}, "temperature must be positive, got nan"),
         ({"threshold": 1.5}, r"threshold must be in \(0, 1\], got 1.5"),
         ({"fallback": "best"}, "must be 'none', 'equal' or 'generalist', got 'best'"),
         ({"fallback_below": 2.0}, r"fallback_below must be in \[0, 1\], got 2.0"),
@@ -208,6 +209,8 @@ def test_impossible_routings_are_refused(unchecked, values, text):
         RoutingConfig(**values)
 
 
-def test_impossible_dropout_is_refused():
+def test_an_impossible_network_is_refused(unchecked):
+    with pytest.raises(InputError, match=r"hidden_sizes of a router must be at least 1, got \[64, 0\]"):
+        RouterConfig(hidden_sizes=(64, 0))
     with pytest.raises(InputError, match=r"router dropout must be in \[0, 1\), got 1.0"):
         RouterConfig(dropout=1.0)

@@ -242,6 +242,10 @@ def test_domains_count_alike_in_the_loss_of_a_mixture(pair, perfect):
         ({"epochs": 0}, "epochs and patience must be at least 1, got 0 and 12"),
         ({"mixture": "some"}, "mixture must be 'all' or 'top_k', got 'some'"),
         ({"target_temperature": 0.0}, "must be positive, got 256, 0.002 and 0.0"),
+        ({"learning_rate": float("nan")}, "must be positive, got 256, nan and 0.05"),
+        ({"noise": -0.1}, "noise and weight_decay must not be negative, got -0.1 and 0.02"),
+        ({"seed": -1}, "seed must be from 0 to 4294967295, got -1"),
+        ({"target_weight": float("nan")}, "must not be negative, nor both 0, got nan and 1.0"),
         ({"target_weight": 0.0, "mixture_weight": 0.0}, "must not be negative, nor both 0, got 0.0 and 0.0"),
     ],
 )

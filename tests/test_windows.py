@@ -205,5 +205,11 @@ def test_windows_over_a_datasets_folder_hold_a_constant_amount_of_memory(tmp_pat
 def test_impossible_shapes_of_windows_are_refused():
     with pytest.raises(InputError, match="horizon must be at least 1 step, got 0"):
         WindowConfig(horizon=0)
+    with pytest.raises(InputError, match="context_length must be at least 1 step, got 0"):
+        WindowConfig(context_length=0)
+    with pytest.raises(InputError, match="full_context_share must be from 0 to 1, got 1.5"):
+        WindowConfig(full_context_share=1.5)
+    with pytest.raises(InputError, match="seed must be from 0 to 4294967295, got -1"):
+        TrainingWindows([sample_domain()], CONFIG, size=1, seed=-1)
     with pytest.raises(InputError, match=r"min_context_length must be from 1 to context_length \(16\), got 32"):
         WindowConfig(context_length=16)

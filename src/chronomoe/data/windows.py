@@ -49,6 +49,10 @@ class WindowConfig:
     def __post_init__(self) -> None:
         if self.horizon < 1:
             raise InputError(f"horizon must be at least 1 step, got {self.horizon}")
+        if self.context_length < 1:
+            raise InputError(f"context_length must be at least 1 step, got {self.context_length}")
+        if not 0 <= self.full_context_share <= 1:
+            raise InputError(f"full_context_share must be from 0 to 1, got {self.full_context_share}")
         if not 1 <= self.min_context_length <= self.context_length:
             raise InputError(
                 f"min_context_length must be from 1 to context_length ({self.context_length}), "
@@ -96,6 +100,16 @@ def _spans(domain: Domain, part: Part, config: WindowConfig) -> list[_Span]:
     return spans
 
 
+def check_seed(seed: int) -> None:
+    """Check that every generator takes a seed.
+
+    Raises:
+        InputError: it is negative or has more than 32 bits.
+    """
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be from 0 to {2**32 - 1}, got {seed}")
+
+
 class TrainingWindows(Dataset[Window]):
     """Windows drawn at random: window ``i`` depends on the seed and ``i`` alone, and is cut when it is read.
 
@@ -103,12 +117,13 @@ class TrainingWindows(Dataset[Window]):
     on disk are never in memory together. Domains take turns; within one, longer series are drawn more often.
 
     Raises:
-        InputError: a domain has no series long enough.
+        InputError: a domain has no series long enough, or the seed is negative.
     """
 
     def __init__(
         self, domains: Sequence[Domain], config: WindowConfig, *, size: int, seed: int, part: Part = "train"
     ) -> None:
+        check_seed(seed)
         self.domains, self.config, self.size, self.seed = list(domains), config, size, seed
         self._spans = [_spans(domain, part, config) for domain in self.domains]
         counts = [np.array([span.last - span.first + 1 for span in spans]) for spans in self._spans]

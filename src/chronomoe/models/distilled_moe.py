@@ -1,6 +1,7 @@
 """Route 1: whole distilled students as experts, chosen per series by a router."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -45,7 +46,7 @@ class BalanceConfig:
         if self.kind not in ("l2", "switch"):
             raise InputError(f"the balance loss must be 'l2' or 'switch', got {self.kind!r}")
         for name in ("weight", "z_weight", "bias_rate"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
 
 

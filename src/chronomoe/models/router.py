@@ -1,5 +1,6 @@
 """The router of route 1: which experts forecast a series, and how much each counts."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -24,6 +25,8 @@ class RouterConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))  # JSON and YAML give lists
+        if any(size < 1 for size in self.hidden_sizes):
+            raise InputError(f"hidden_sizes of a router must be at least 1, got {list(self.hidden_sizes)}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"router dropout must be in [0, 1), got {self.dropout}")
 
@@ -48,7 +51,7 @@ class RoutingConfig:
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise InputError(f"top_k must be at least 1, got {self.top_k}")
-        if self.temperature <= 0:
+        if not 0 < self.temperature < math.inf:
             raise InputError(f"temperature must be positive, got {self.temperature}")
         if self.threshold is not None and not 0 < self.threshold <= 1:
             raise InputError(f"the dynamic-K threshold must be in (0, 1], got {self.threshold}")

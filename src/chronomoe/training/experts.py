@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from chronomoe.data.soft_targets import SoftTargets
-from chronomoe.data.windows import Window, collate
+from chronomoe.data.windows import Window, check_seed, collate
 from chronomoe.errors import InputError
 from chronomoe.models.distilled_moe import DistilledMoE
 from chronomoe.models.group_attention import ExactChronos2Model
@@ -66,8 +67,15 @@ class DistilConfig:
             raise InputError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}")
         if self.schedule not in ("cosine", "constant"):
             raise InputError(f"schedule must be 'cosine' or 'constant', got {self.schedule!r}")
-        if self.learning_rate <= 0:
+        if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if not 0 <= self.warmup_share <= 1:
+            raise InputError(f"warmup_share must be from 0 to 1, got {self.warmup_share}")
+        if self.checkpoint_steps < 1:
+            raise InputError(f"checkpoint_steps must be at least 1, got {self.checkpoint_steps}")
+        check_seed(self.seed)
 
 
 class _Reporter(TrainerCallback):

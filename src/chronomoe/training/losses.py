@@ -1,5 +1,6 @@
 """Distillation losses, in Chronos-2's normalised space (instance norm, then arcsinh)."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -34,8 +35,10 @@ class LossConfig:
             raise InputError(
                 f"horizon_weights must be 'equal', 'linear' or 'exponential', got {self.horizon_weights!r}"
             )
-        if self.hidden_weight < 0:
+        if not 0 <= self.hidden_weight < math.inf:
             raise InputError(f"hidden_weight must not be negative, got {self.hidden_weight}")
+        if not 0 < self.huber_delta < math.inf:
+            raise InputError(f"huber_delta must be positive, got {self.huber_delta}")
 
 
 class LossParts(NamedTuple):

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from chronomoe.data.windows import Window, collate, model_inputs
+from chronomoe.data.windows import Window, check_seed, collate, model_inputs
 from chronomoe.errors import InputError
 from chronomoe.models.balancing import expert_load, load_balancing_loss, z_loss
 from chronomoe.models.distilled_moe import DistilledMoE
@@ -66,16 +66,21 @@ class RouterTrainingConfig:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.patience < 1:
             raise InputError(f"epochs and patience must be at least 1, got {self.epochs} and {self.patience}")
-        if self.batch_size < 1 or self.learning_rate <= 0 or self.target_temperature <= 0:
+        rates = (self.learning_rate, self.target_temperature)
+        if self.batch_size < 1 or not all(0 < rate < math.inf for rate in rates):
             raise InputError(
                 "batch_size, learning_rate and target_temperature must be positive, got "
                 f"{self.batch_size}, {self.learning_rate} and {self.target_temperature}"
             )
-        if min(self.target_weight, self.mixture_weight) < 0 or self.target_weight + self.mixture_weight == 0:
+        weights = (self.target_weight, self.mixture_weight)
+        if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
             raise InputError(
                 "target_weight and mixture_weight must not be negative, nor both 0, got "
                 f"{self.target_weight} and {self.mixture_weight}"
             )
+        if not (0 <= self.noise < math.inf and 0 <= self.weight_decay < math.inf):
+            raise InputError(f"noise and weight_decay must not be negative, got {self.noise} and {self.weight_decay}")
+        check_seed(self.seed)
         if self.mixture not in ("all", "top_k"):
             raise InputError(f"mixture must be 'all' or 'top_k', got {self.mixture!r}")
 
