@@ -219,13 +219,18 @@ def test_a_missing_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     for name in (tmp_path / "gone", str(tmp_path / "gone"), "./gone", "a/b/gone", "runs/gone", Path("gone")):
-        with pytest.raises(InputError, match="there is no folder .*gone; accepted are a hub id, a folder"):
+        with pytest.raises(InputError, match="there is no folder .*gone; accepted are a hub id .*, a folder"):
             ChronoMoEPipeline.from_pretrained(name)
+
+
+def test_a_misspelt_name_is_refused_without_asking_the_hub():
+    with pytest.raises(InputError, match="no checkpoint 'Tiny': a hub id has an owner; .* Did you mean 'tiny'"):
+        ChronoMoEPipeline.from_pretrained("Tiny")
 
 
 def test_a_hub_id_that_cannot_be_reached_is_refused(tmp_path):
     with pytest.raises(
-        InputError, match="cannot load 'someone/nothing'; accepted are a hub id, a folder, an s3:// URL"
+        InputError, match="cannot load 'someone/nothing'; accepted are a hub id .*, a folder, an s3:// URL"
     ):
         ChronoMoEPipeline.from_pretrained("someone/nothing", cache_dir=tmp_path, local_files_only=True)
 
@@ -240,6 +245,21 @@ def test_damaged_checkpoints_are_refused_with_what_is_wrong(saved, tmp_path):
         text = (folder / "config.json").read_text()
         (folder / "config.json").write_text(text.replace('"num_layers": ', '"num_layers": 1'))
 
+    def other(**changes):
+        def spoil(folder):
+            config = json.loads((folder / "config.json").read_text())
+            for core in config.get("experts", [config]):
+                core.update(changes)
+            (folder / "config.json").write_text(json.dumps(config))
+
+        return spoil
+
+    def without_levels(folder):
+        config = json.loads((folder / "config.json").read_text())
+        for core in (config, *config.get("experts", [])):
+            del core["chronos_config"]["quantiles"]
+        (folder / "config.json").write_text(json.dumps(config))
+
     for name, spoil, message in (
         ("file", lambda folder: (shutil.rmtree(folder), folder.write_text("")), "is a folder, .* is a file"),
         ("config", lambda folder: (folder / "config.json").unlink(), "the folder has no config.json"),
@@ -247,6 +267,9 @@ def test_damaged_checkpoints_are_refused_with_what_is_wrong(saved, tmp_path):
         ("json", lambda folder: (folder / "config.json").write_text("{"), "cannot load .*not a valid JSON"),
         ("cut", lambda folder: (folder / "model.safetensors").write_bytes(b"cut"), "cannot load .*[Hh]eader"),
         ("depth", other_depth, "weights in .* are not those of its config.json: .* are missing"),
+        ("shape", other(d_ff=32), "are not those of its config.json: .* are of another shape, such as"),
+        ("shallow", other(num_layers=0), "are not those of its config.json: .* are of blocks that it has not, such as"),
+        ("levels", without_levels, "the chronos_config in .* does not fit: missing .* 'quantiles'"),
     ):
         with pytest.raises(InputError, match=message):
             ChronoMoEPipeline.from_pretrained(spoiled(name, spoil))
@@ -285,4 +308,6 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(pipeline, tmp_pat
         pipeline.save_pretrained(tmp_path / "thesis")
     with pytest.raises(InputError, match="is saved to a folder, .* is a file"):
         pipeline.save_pretrained(tmp_path / "note")
+    with pytest.raises(InputError, match="nothing can be written to .*note' is a file; choose another place"):
+        pipeline.save_pretrained(tmp_path / "note" / "below" / "moe")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["chapter.tex", "note", "thesis"]

@@ -1,5 +1,6 @@
 """Checkpoints: finding one by name, telling what it holds, writing one whole or not at all."""
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import chronos.chronos2
+from chronos.chronos2.config import Chronos2ForecastingConfig
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 
 from chronomoe.errors import InputError, nearest
 
-ACCEPTED = "a hub id, a folder, an s3:// URL or 'tiny'"
+ACCEPTED = "a hub id (owner/name), a folder, an s3:// URL or 'tiny'"
 SHIPPED = ("tiny",)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 ADAPTER = "adapter_config.json"
@@ -38,6 +40,9 @@ def find_checkpoint(name: str | Path, *, subfolder: str = "", force_s3_download:
     else:
         folder = Path(name).expanduser()
         if not folder.exists() and not _names_a_folder(name):
+            if "/" not in str(name):
+                hint = nearest(str(name), SHIPPED)
+                raise InputError(f"no checkpoint {str(name)!r}: a hub id has an owner; accepted are {ACCEPTED}.{hint}")
             return str(name)
     _check_folder(folder / subfolder, name=str(name))
     return str(folder)
@@ -102,7 +107,25 @@ def architecture(name: str, hub_options: dict[str, Any]) -> type[PreTrainedModel
         )
     if "chronos_config" not in values:
         raise InputError(f"{name!r} is not a Chronos-2 checkpoint: its config.json has no chronos_config")
+    try:
+        Chronos2ForecastingConfig(**values["chronos_config"])
+    except TypeError as error:
+        reason = str(error).removeprefix("Chronos2ForecastingConfig.__init__() ")
+        raise InputError(f"the chronos_config in the config.json of {name!r} does not fit: {reason}") from None
     return known[names[0]]
+
+
+def check_parent(path: Path) -> None:
+    """Check that a file or folder can be made where it does not exist yet.
+
+    Raises:
+        InputError: what it would lie in is a file, or may not be written to.
+    """
+    parent = next(folder for folder in path.expanduser().absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise InputError(f"nothing can be written to {str(path)!r}: {str(parent)!r} is a file; choose another place")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"nothing can be written to {str(path)!r}: no right to write in {str(parent)!r}")
 
 
 @contextmanager
@@ -122,6 +145,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             raise InputError(
                 f"{str(folder)!r} holds something else than a checkpoint: {path.name}; choose a new folder"
             )
+    check_parent(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     former = beside.with_name(f"{beside.name}.former")

@@ -64,7 +64,8 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
                 often stored in bfloat16 to be small, and many CPUs compute slowly in it. "auto" keeps what is stored.
 
         Raises:
-            InputError: there is no such checkpoint, it lacks its weights, or it is of another architecture.
+            InputError: there is no such checkpoint, its weights are missing or do not fit its configuration, or it is
+                of another architecture.
         """
         old_name, dtype = kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None)
         kwargs["dtype"] = _parse_dtype(dtype or old_name or torch.float32)
@@ -75,18 +76,22 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         try:
             if find_adapter_config_file(name, **hub_options) is not None:
                 return super().from_pretrained(name, *args, **kwargs)  # type: ignore[no-any-return]
-            model, report = architecture(name, hub_options).from_pretrained(
-                name, *args, output_loading_info=True, **kwargs
-            )
+            kind = architecture(name, hub_options)
+            kwargs["ignore_mismatched_sizes"] = True  # they come back in the report, and are refused below
+            model, report = kind.from_pretrained(name, *args, output_loading_info=True, **kwargs)
         except (OSError, ImportError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"cannot load {name!r}; accepted are {ACCEPTED}: {reason}") from error
-        if report["missing_keys"]:
-            first = min(report["missing_keys"])
-            raise InputError(
-                f"the weights in {name!r} are not those of its config.json: {len(report['missing_keys'])} are missing, "
-                f"such as {first!r}; save the model again"
-            )
+        for kind_of_fault, keys in (
+            ("missing", report["missing_keys"]),
+            ("of another shape", [key for key, *_ in report["mismatched_keys"]]),
+            ("of blocks that it has not", [key for key in report["unexpected_keys"] if "encoder.block." in key]),
+        ):
+            if keys:
+                raise InputError(
+                    f"the weights in {name!r} are not those of its config.json: {len(keys)} are {kind_of_fault}, "
+                    f"such as {min(keys)!r}; save the model again"
+                )
         return cls(model)
 
     def save_pretrained(
