@@ -91,7 +91,7 @@ def test_another_router_leaves_the_students(finished_run, make_recipe, tmp_path)
     folder = shutil.copytree(finished_run, tmp_path / "run")
     console = Console(file=StringIO(), width=200)
     setup = Setup(make_recipe(router={"epochs": 3}), folder, console=console)
-    mixture(setup, students(setup))
+    mixture(setup, students(setup, soft_targets(setup)))
     remade = [line for line in console.file.getvalue().splitlines() if "skipped" not in line]
     assert [line.split(":")[0] for line in remade if line] == ["✓ router"]
 
@@ -149,7 +149,7 @@ def clustered(make_recipe, tmp_path_factory):
     """Setup, students and mixture of a run whose experts are two of the generalist's and two clusters'."""
     recipe = make_recipe(budget=FEW, experts={"clusters": 2, "select": 2})
     setup = Setup(recipe, tmp_path_factory.mktemp("clusters") / "run", console=Console(file=StringIO()))
-    trained = students(setup)
+    trained = students(setup, soft_targets(setup))
     return setup, trained, ChronoMoEPipeline.from_pretrained(mixture(setup, trained) / "model").model
 
 

@@ -14,9 +14,13 @@ from pydantic import TypeAdapter, ValidationError
 from chronomoe.data.windows import WindowConfig
 from chronomoe.errors import InputError, nearest
 from chronomoe.models.distilled_moe import MixtureConfig
+from chronomoe.models.moe_config import MoEConfig
 from chronomoe.models.student import StudentConfig
 from chronomoe.training.losses import LossConfig
 from chronomoe.training.routing import RouterTrainingConfig
+
+Route = Literal["mixture", "upcycle", "expand"]
+"""Routes 1, 2 and 3: a mixture of distilled experts, a student with MoE layers, a student that grows by MoE layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +107,61 @@ class ExpertsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UpcyclingConfig:
+    """Route 2: a student with MoE layers, on the mixture's budget of operations and with its active compute."""
+
+    layers: MoEConfig = field(default_factory=lambda: MoEConfig(num_experts=8, top_k=2, granularity=2, noise=0.1))
+    """The student's MoE layers; ``noise`` or ``reinit`` tell copies of a dense block apart."""
+    dense_share: float = 0.5
+    """Share of the budget spent on the dense student that is upcycled."""
+    teacher_share: float = 0.0
+    """Share of the budget in which the teacher, upcycled too, learns the domains before the student follows it."""
+    teacher_layers: MoEConfig = field(default_factory=lambda: MoEConfig(num_experts=4, top_k=2, noise=0.1))
+    """The teacher's MoE layers."""
+    learning_rate: float = 1e-3
+    """Peak once there are MoE layers."""
+    aux_weight: float = 0.01
+    """Of the auxiliary losses."""
+
+    def __post_init__(self) -> None:
+        for name in ("dense_share", "teacher_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.dense_share + self.teacher_share >= 1:
+            raise InputError(
+                "dense_share and teacher_share must leave some of the budget to the MoE student, got "
+                f"{self.dense_share} and {self.teacher_share}"
+            )
+        _positive(self, "learning_rate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpandingConfig:
+    """Route 3: a finished student that grows by MoE layers, on the mixture's budget of operations."""
+
+    layers: MoEConfig = field(default_factory=lambda: MoEConfig(num_experts=4, top_k=1))
+    """Each inserted layer; experts have a quarter of a feed-forward block's hidden units unless told otherwise."""
+    base_share: float = 0.7
+    """Share of the budget spent on the student that grows."""
+    max_layers: int = 2
+    """Layers added at the most; they share the rest of the budget."""
+    probe_steps: int = 20
+    """Training steps at each candidate place before one is chosen."""
+    min_gain: float = 0.0
+    """Share of the validation loss that a layer must take away to stay."""
+    learning_rate: float = 1e-3
+    """Peak for inserted layers."""
+    aux_weight: float = 0.01
+    """Of the auxiliary losses."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.base_share < 1:
+            raise InputError(f"base_share must be between 0 and 1, got {self.base_share}")
+        _at_least(self, 1, "max_layers", "probe_steps")
+        _positive(self, "learning_rate")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """What is measured at the end."""
 
@@ -123,7 +182,7 @@ class EvaluationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A whole run of route 1."""
+    """A whole run of one or more routes."""
 
     domains: tuple[DomainConfig, ...]
     """At least one; experts are made for each."""
@@ -149,6 +208,12 @@ class RunConfig:
     """How the router is trained."""
     joint: JointConfig = field(default_factory=JointConfig)
     """Joint fine-tuning."""
+    routes: tuple[Route, ...] = ("mixture",)
+    """Which models are made; the first one's checkpoint is the run's, in ``moe/``."""
+    upcycling: UpcyclingConfig = field(default_factory=UpcyclingConfig)
+    """Route 2."""
+    expanding: ExpandingConfig = field(default_factory=ExpandingConfig)
+    """Route 3."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What is measured."""
     seed: int = 0
@@ -157,6 +222,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         if not self.domains:
             raise InputError("a run needs at least one domain, got none")
+        if not self.routes or len(set(self.routes)) < len(self.routes):
+            raise InputError(
+                f"routes must name each of {', '.join(typing.get_args(Route))} at most once and at least one, "
+                f"got {list(self.routes)}"
+            )
         _at_least(self, 1, "router_windows")
 
 

@@ -1,5 +1,6 @@
 """What the stages of a run share: series, teacher, groups of domains, sizes, seeds and the key of it all."""
 
+import functools
 import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ class Setup:
 
     def __init__(self, config: RunConfig, out: Path, *, console: Console | None = None) -> None:
         check_folder(out)
-        self.config = config
+        self.config, self._out, self._console = config, out, console
         self.domains = [load(domain) for domain in config.domains]
         names = [domain.name for domain in self.domains]
         if len(set(names)) < len(names):
@@ -46,7 +47,6 @@ class Setup:
         self.size = student if isinstance(student, StudentConfig) else StudentConfig.preset(student, self.teacher)
         self.groups = self._groups()
         self._check_members()
-        self.work = Workspace(out, console=console)
         self.base: dict[str, Any] = {
             "data": [fingerprint(domain) for domain in self.domains],
             "groups": {name: [part.name for part in parts] for name, parts in self.groups.items()},
@@ -55,6 +55,11 @@ class Setup:
             "pool": config.budget.windows,
             "seed": config.seed,
         }
+
+    @functools.cached_property
+    def work(self) -> Workspace:
+        """The output folder, which is made when the first stage needs it."""
+        return Workspace(self._out, console=self._console)
 
     @property
     def has_generalist_member(self) -> bool:
@@ -119,13 +124,21 @@ class Setup:
 
     def validation(self, group: str | None = None) -> JoinedWindows:
         """Return validation windows of a group, or of all domains."""
-        domains = self.domains if group is None else self.groups[group]
+        if group is None:
+            return JoinedWindows(list(self.validation_parts().values()))
         parts = [
             EvaluationWindows(domain, self.config.windows, part="validation", limit=VALIDATION_LIMIT)
-            for domain in domains
-            if group is None or self._validates(domain)
+            for domain in self.groups[group]
+            if self._validates(domain)
         ]
         return JoinedWindows(parts)
+
+    def validation_parts(self) -> dict[str, EvaluationWindows]:
+        """Return validation windows of each domain."""
+        return {
+            domain.name: EvaluationWindows(domain, self.config.windows, part="validation", limit=VALIDATION_LIMIT)
+            for domain in self.domains
+        }
 
     def _validates(self, domain: Domain) -> bool:
         try:
@@ -140,9 +153,23 @@ class Setup:
         layers = (self.size.num_layers or self.teacher.config.num_layers) * top_k
         return None if top_k == 1 or layers > self.teacher.config.num_layers else replace(self.size, num_layers=layers)
 
+    @property
+    def active_size(self) -> StudentConfig:
+        """The size with the mixture's active compute, or an expert's where the teacher has too few layers."""
+        return self.wide_size() or self.size
+
+    @property
+    def budget(self) -> float:
+        """What all training of a route may cost, in operations of forward passes of one window."""
+        return self.config.budget.steps * self.cost(self.size)
+
     def cost(self, size: StudentConfig) -> float:
         """Return the operations of one forward pass of a student."""
-        model = create_student_model(self.teacher, size).eval()
+        return self.cost_of(create_student_model(self.teacher, size))
+
+    def cost_of(self, model: ExactChronos2Model) -> float:
+        """Return the operations of one forward pass of a model."""
+        model.eval()
         patches = -(-self.config.windows.horizon // model.chronos_config.output_patch_size)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             model(torch.zeros(1, self.config.windows.context_length), num_output_patches=patches)

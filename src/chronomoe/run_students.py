@@ -110,16 +110,27 @@ def student(
     return setup.work.stage(f"students/{name}", inputs, make)
 
 
-def students(setup: Setup) -> dict[str, Path]:
+def students(setup: Setup, store: Path) -> dict[str, Path]:
     """Distil everything that is compared, by name.
 
     The mixture's budget of steps goes to a generalist and the experts that branch from it. ``single`` students get one
     expert's share of the same budget straight from the teacher; two generalists get all of it, one of the experts'
     size and one with the mixture's active compute, which takes fewer steps of more compute each.
     """
-    budget, experts = setup.config.budget, setup.config.experts
-    store = soft_targets(setup)
-    shared = round(budget.generalist_share * budget.steps) if experts.branch else 0
+    paths = experts(setup, store) if "mixture" in setup.config.routes else {}
+    steps = setup.config.budget.steps
+    paths["generalist-full"] = student(setup, "generalist-full", group=None, steps=steps, store=store)
+    wide = setup.wide_size()
+    if wide is not None:
+        steps = max(1, round(setup.budget / setup.cost(wide)))
+        paths["generalist-wide"] = student(setup, "generalist-wide", group=None, steps=steps, store=store, size=wide)
+    return paths
+
+
+def experts(setup: Setup, store: Path) -> dict[str, Path]:
+    """Distil the generalist that experts branch from, the experts, and the ``single`` students."""
+    budget = setup.config.budget
+    shared = round(budget.generalist_share * budget.steps) if setup.config.experts.branch else 0
     own = max(1, (budget.steps - shared) // len(setup.groups))
     paths: dict[str, Path] = {}
     start = None
@@ -132,11 +143,6 @@ def students(setup: Setup) -> dict[str, Path]:
     share = max(1, budget.steps // len(setup.groups))
     for group in setup.groups:
         paths[f"single/{group}"] = student(setup, f"single-{group}", group=group, steps=share, store=store)
-    paths["generalist-full"] = student(setup, "generalist-full", group=None, steps=budget.steps, store=store)
-    wide = setup.wide_size()
-    if wide is not None:
-        steps = max(1, round(budget.steps * setup.cost(setup.size) / setup.cost(wide)))
-        paths["generalist-wide"] = student(setup, "generalist-wide", group=None, steps=steps, store=store, size=wide)
     return paths
 
 

@@ -154,7 +154,7 @@ def routing_summary(mixture: DistilledMoE, tasks: Mapping[str, Task]) -> dict[st
 
 
 def drawn_forecasts(
-    mixture: DistilledMoE,
+    mixture: DistilledMoE | None,
     tasks: Mapping[str, Task],
     forecasts: Mapping[str, Mapping[str, Float[np.ndarray, "row quantile horizon"]]],
     *,
@@ -164,7 +164,7 @@ def drawn_forecasts(
     """Windows of each domain for a report, at fixed places of the list of windows so that none is picked for its looks.
 
     Args:
-        mixture: says which experts it used.
+        mixture: says which experts it used, where there is one.
         tasks: by domain.
         forecasts: by model, then domain.
         levels: quantile levels.
@@ -172,7 +172,7 @@ def drawn_forecasts(
     """
     drawn = []
     for name, task in tasks.items():
-        routed = task_routing(mixture, task)
+        routed = [] if mixture is None else task_routing(mixture, task)
         for place in places:
             row = int(place * (len(task.target) - 1))
             owner = int(task.window[row])
@@ -181,7 +181,11 @@ def drawn_forecasts(
             source = task.domain.series[series]
             context = task.windows[owner].context[variate][-4 * task.horizon :]
             times = source.timestamps()
-            chosen = routed[owner]
+            used = {}
+            if mixture is not None:
+                chosen = routed[owner]
+                names = [mixture.config.expert_names[index] for index in chosen.expert[0].tolist()]
+                used = {"experts": names, "gates": chosen.gate[0].tolist()}
             drawn.append(
                 {
                     "domain": name,
@@ -193,9 +197,8 @@ def drawn_forecasts(
                     "target": _listed(task.target[row]),
                     "levels": list(levels),
                     "models": {model: parts[name][row].tolist() for model, parts in forecasts.items()},
-                    "experts": [mixture.config.expert_names[index] for index in chosen.expert[0].tolist()],
-                    "gates": chosen.gate[0].tolist(),
                 }
+                | used
             )
     return drawn
 
