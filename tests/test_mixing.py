@@ -293,3 +293,16 @@ def test_every_share_has_its_own_refusal():
     for name in PLAIN:
         with pytest.raises(InputError, match=f"{name} must be from 0 to 1, got 2.0"):
             dataclasses.replace(MixConfig(), **{name: 2.0})
+
+
+def test_a_phase_can_have_a_share_of_groups_of_its_own():
+    shape = {"steps": STEPS, "context_length": 64, "batch_size": 4}
+    batches = mixed(phases=[Phase(**shape), Phase(**shape, group_share=1.0)], group_share=0.0)
+    kinds = [batches.shape(index).kind for index in range(2 * STEPS)]
+    assert set(kinds[:STEPS]) == {"single"}
+    assert set(kinds[STEPS:]) == {"coupled", "covariates"}
+
+
+def test_an_impossible_share_of_groups_is_refused():
+    with pytest.raises(InputError, match=r"group_share must be from 0 to 1, got 2\.0"):
+        Phase(steps=1, context_length=64, batch_size=4, group_share=2.0)

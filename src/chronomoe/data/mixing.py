@@ -79,6 +79,12 @@ class Phase:
     """Longest context."""
     batch_size: int
     """Windows of a batch, on each process, when they have the longest context and forecast all patches."""
+    group_share: float | None = None
+    """Batches of groups in this phase; the mix's when None."""
+
+    def __post_init__(self) -> None:
+        if self.group_share is not None and not 0 <= self.group_share <= 1:
+            raise InputError(f"group_share must be from 0 to 1, got {self.group_share}")
 
 
 class BatchShape(NamedTuple):
@@ -172,7 +178,7 @@ class PretrainingBatches(Dataset[Batch]):
         most = config.horizon // patch
         ahead = int(rng.integers(1, most + 1))
         kind = "single"
-        if rng.random() < config.group_share:
+        if rng.random() < (config.group_share if phase.group_share is None else phase.group_share):
             kind = "covariates" if rng.random() < config.covariate_share else "coupled"
         tokens = length // patch + 1 + ahead
         rows = round(phase.batch_size * (phase.context_length // patch + 1 + most) / tokens)
