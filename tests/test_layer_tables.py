@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chronomoe.evaluation.charts import curve_chart, entropy_chart
-from chronomoe.evaluation.layer_tables import layer_table, model_layers
+from chronomoe.evaluation.layer_tables import layer_table, model_layers, ordinal
 from chronomoe.evaluation.report import write_report
 from report_run import DOMAINS, EXPERTS, PLACES, add_routes, make_layers, make_moe_curve, make_run, read, write
 
@@ -53,26 +53,40 @@ def test_shares_of_the_tables_are_those_of_the_file(run_folder):
 
 def test_rows_are_all_tokens_then_domains_then_positions():
     layer = make_layers(np.random.default_rng(0), 4, 1, (2,))["layers"][0]
-    assert [row.name for row in layer_table(layer, 0).rows] == ["all tokens", *DOMAINS, *PLACES]
+    assert [row.name for row in layer_table(layer, depth=0).rows] == ["all tokens", *DOMAINS, *PLACES]
     del layer["positions"]["register"]
-    assert "register" not in [row.name for row in layer_table(layer, 0).rows]
+    assert "register" not in [row.name for row in layer_table(layer, depth=0).rows]
     del layer["positions"], layer["domains"]
-    assert [row.name for row in layer_table(layer, 0).rows] == ["all tokens"]
+    assert [row.name for row in layer_table(layer, depth=0).rows] == ["all tokens"]
+
+
+def test_the_title_says_where_a_layer_stands_and_what_it_does():
+    assert layer_table(LAYER, depth=1).title == "2nd layer, block 3: 1 of 4 experts for each token, router entropy 0.80"
+    assert [ordinal(place) for place in (1, 2, 3, 4, 11, 12, 21)] == [
+        "1st",
+        "2nd",
+        "3rd",
+        "4th",
+        "11th",
+        "12th",
+        "21st",
+    ]
 
 
 def test_shade_is_none_at_an_even_share_and_full_at_four_times_and_a_quarter():
     shares = [0.25, 1.0, 0.5, 0.125, 0.0625, 0.0]
-    (row,) = layer_table({**LAYER, "num_experts": 4, "load": shares[:4]}, 0).rows
+    (row,) = layer_table({**LAYER, "num_experts": 4, "load": shares[:4]}, depth=0).rows
     assert [cell.shade for cell in row.cells] == pytest.approx([0, 1, 0.5, -0.5])
-    (row,) = layer_table({**LAYER, "num_experts": 6, "load": [1 / 6, 1, 0.01, 0, 0, 0]}, 0).rows
+    (row,) = layer_table({**LAYER, "num_experts": 6, "load": [1 / 6, 1, 0.01, 0, 0, 0]}, depth=0).rows
     assert [cell.shade for cell in row.cells] == pytest.approx([0, 1, -1, -1, -1, -1])
 
 
 def test_the_least_used_expert_is_held_against_the_limit():
-    (found,) = model_layers({"upcycled": {"layers": [LAYER], "least_share": 0.2}})
+    layer = {**LAYER, "domains": {"web": [1.0, 0.0, 0.0, 0.0]}}  # only the load of all tokens counts
+    (found,) = model_layers({"upcycled": {"layers": [layer], "least_share": 0.2}})
     assert found.dead
     assert "0.20 of an even share" in found.balance
-    assert [cell.worse for cell in found.tables[0].rows[0].cells] == [False, False, False, True]
+    assert [[cell.worse for cell in row.cells] for row in found.tables[0].rows] == [[False] * 3 + [True], [False] * 4]
     (found,) = model_layers({"upcycled": {"layers": [LAYER], "least_share": 0.25}})
     assert not found.dead
 

@@ -28,7 +28,7 @@ class ModelLayers(NamedTuple):
         """The least used expert in words."""
         return (
             f"The least used expert of any layer takes {self.least_share:.2f} of an even share of the choices, where "
-            f"{1 / LIMIT:g}, that is 1 / ({LIMIT} × experts) of the choices, is the least that an expert should take."
+            f"{1 / LIMIT:g}, that is 1 / ({LIMIT}\u00a0×\u00a0experts) of the choices, is the least for an expert."
         )
 
 
@@ -42,13 +42,18 @@ def model_layers(moe: Mapping[str, Any]) -> list[ModelLayers]:
         least = inside.get("least_share")
         if least is None:
             least = min(share * len(layer["load"]) for layer in layers for share in layer["load"])
-        tables = [layer_table(layer, number) for number, layer in enumerate(layers)]
+        tables = [layer_table(layer, depth=depth) for depth, layer in enumerate(layers)]
         found.append(ModelLayers(model, tables, float(least)))
     return found
 
 
-def layer_table(layer: Mapping[str, Any], number: int) -> Table:
-    """Shares of the choices by expert: of all tokens, of each domain's and of each place in the window."""
+def layer_table(layer: Mapping[str, Any], *, depth: int) -> Table:
+    """Shares of the choices by expert: of all tokens, of each domain's and of each place in the window.
+
+    Args:
+        layer: what a run noted of it.
+        depth: how many MoE layers are computed before it.
+    """
     groups = [("all", {"all tokens": layer["load"]})]
     groups += [("domain", layer.get("domains") or {}), ("position", layer.get("positions") or {})]
     rows = [
@@ -57,7 +62,7 @@ def layer_table(layer: Mapping[str, Any], number: int) -> Table:
         for name, shares in parts.items()
     ]
     experts, top_k = layer["num_experts"], layer["top_k"]
-    title = f"Layer {number}, block {layer['block']}: {top_k} of {experts} experts for each token"
+    title = f"{ordinal(depth + 1)} layer, block {layer['block']}: {top_k} of {experts} experts for each token"
     if layer.get("entropy") is not None:
         title += f", router entropy {layer['entropy']:.2f}"
     return Table(
@@ -73,3 +78,9 @@ def _share(share: Number, num_experts: int, *, flag: bool) -> Cell:
     relative = share * num_experts
     shade = max(-1.0, min(1.0, math.log(relative, LIMIT))) if relative > 0 else -1.0
     return Cell(f"{share:.1%}", shade=shade, worse=flag and relative < 1 / LIMIT)
+
+
+def ordinal(place: int) -> str:
+    """Write a place counted from 1: 1st, 2nd, 3rd, 4th."""
+    teens = place % 100 in (11, 12, 13)
+    return f"{place}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(place % 10, 'th')}"

@@ -98,7 +98,7 @@ def _page(folder: Path, found: Evaluation) -> dict[str, Any]:
         "growth": route_tables.growth_table(growth) if growth else None,
         "layers": layer_tables.model_layers(_read(folder / "moe.json") or {}),
         "entropies": [(name, chart) for name, curve in curves.items() if (chart := charts.entropy_chart(curve))],
-        "num_layers": max((len(curve["entropy"][0]) for curve in curves.values() if curve.get("entropy")), default=0),
+        "depths": [layer_tables.ordinal(place) for place in range(1, _most_layers(curves) + 1)],
         "layer_colours": charts.LAYER_COLOURS,
         "scatters": _scatters(found, costs),
         "scatter_kinds": [kind for kind in tables.KINDS if any(cost["kind"] == kind for cost in costs)],
@@ -136,6 +136,10 @@ def _facts(found: Evaluation, costs: Sequence[Mapping[str, Any]]) -> list[tuple[
         active, every = (f"{cost[name] / 1e6:.1f} M" for name in ("active_parameters", "parameters"))
         facts.append((active, f"active parameters of {every}"))
     return [(main, "")] + facts
+
+
+def _most_layers(curves: Mapping[str, Mapping[str, Any]]) -> int:
+    return max((len(curve["entropy"][0]) for curve in curves.values() if curve.get("entropy")), default=0)
 
 
 def _domain_tables(found: Evaluation) -> list[tuple[int, Table, list[Table]]]:
