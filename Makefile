@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 
-.PHONY: demo test lint bench report figures install
+.PHONY: demo routes test lint bench report figures install
 
 install: $(STAMP)
 
@@ -34,5 +34,11 @@ bench: $(STAMP)
 report: $(STAMP)
 	$(BIN)/chronomoe report $(OUT)
 
-figures: demo
-	$(BIN)/python tools/update_readme.py $(OUT)
+# The stages that both recipes share are taken over, not made twice.
+routes: demo
+	rm -rf $(OUT)-routes
+	cp -r $(OUT) $(OUT)-routes
+	$(BIN)/chronomoe run demo-routes --out $(OUT)-routes
+
+figures: routes
+	$(BIN)/python tools/update_readme.py $(OUT) --routes $(OUT)-routes
