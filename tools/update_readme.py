@@ -58,10 +58,10 @@ def _routes(run: Path) -> list[str]:
     table = json.loads((run / "routes.json").read_text())
     lines = [
         "The three routes on the same budget of training operations, beside the dense student of the mixture's active "
-        f"compute (`{table['against']}`); WQL and MAE relative to seasonal naive, differences of validation losses with "
-        "95 % intervals (`chronomoe run demo-routes --out runs/routes`):",
+        f"compute (`{table['against']}`); WQL and MAE relative to seasonal naive, differences of validation losses "
+        "with 95 % intervals (`chronomoe run demo-routes --out runs/routes`):",
         "",
-        "| model | active parameters, of all | operations of a forecast | WQL | MAE | validation loss against the dense one |",
+        "| model | active parameters, of all | operations | WQL | MAE | validation loss against the dense one |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for row in table["rows"]:
