@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from chronomoe.errors import InputError, nearest
 from chronomoe.models.moe_chronos import (
     SparseChronos2Model,
-    cast_layer,
     check_dense,
     dense_fields,
     fresh_layer,
@@ -237,7 +236,7 @@ class MoEEnhancedChronos2(SparseChronos2Model):
         if layer.expert_width is None:
             layer = replace(layer, expert_width=max(1, self.config.d_ff // SHARE_OF_DENSE))
         generator = torch.Generator().manual_seed(layer.seed + number)
-        new = cast_layer(fresh_layer(self.config, layer, generator=generator), self.dtype)
+        new = fresh_layer(self.config, layer, generator=generator).cast(self.dtype)
         block.layer[2].inserted.append(new.to(self.device).train(self.training))
 
     def _stack(self, after: int) -> GrownFeedForward:

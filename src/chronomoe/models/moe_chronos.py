@@ -169,8 +169,7 @@ def upcycle(model: Chronos2Model, config: MoEConfig) -> Chronos2MoEModel:
     generator = torch.Generator().manual_seed(config.seed)
     for index in blocks:
         block = upcycled.encoder.block[index]
-        wide = block.layer[2].to(torch.promote_types(model.dtype, torch.float32))
-        block.layer[2] = cast_layer(Chronos2MoELayer.from_dense(wide, config, generator=generator), model.dtype)
+        block.layer[2] = Chronos2MoELayer.from_dense(block.layer[2], config, generator=generator)
     assert isinstance(upcycled, Chronos2MoEModel)
     return upcycled
 
@@ -207,14 +206,6 @@ def fresh_layer(config: Chronos2CoreConfig, moe: MoEConfig, *, generator: torch.
         activation=config.dense_act_fn,
         generator=generator,
     )
-
-
-def cast_layer(layer: Chronos2MoELayer, dtype: torch.dtype) -> Chronos2MoELayer:
-    """Cast a layer in place, all but the router, which stays float32 as after loading a checkpoint."""
-    for name, parameter in layer.named_parameters():
-        if name != "router":
-            parameter.data = parameter.data.to(dtype)
-    return layer
 
 
 def _sparse_blocks(config: MoEConfig, num_layers: int) -> list[int]:

@@ -88,4 +88,6 @@ def _run(
         output = tokens.new_empty(len(sent.token), tokens.shape[1])
         for token, part, (_, wi, wo) in zip(sent.token.split(sizes), output.split(sizes), used, strict=True):
             torch.mm(activate(tokens.index_select(0, token) @ wi.T), wo.T, out=part)
+    if len(sent.token) < expert.numel():
+        gate = gate.masked_fill(expert == len(weights), 0)
     return embedding_bag(sent.slot, output, mode="sum", per_sample_weights=gate.to(output.dtype))

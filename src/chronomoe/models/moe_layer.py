@@ -177,7 +177,14 @@ class Chronos2MoELayer(nn.Module):
         for name, weight in weights.items():
             getattr(layer, name).copy_(weight)
         layer.layer_norm.weight.copy_(feed_forward.layer_norm.weight)
-        return layer.to(device=wi.device, dtype=wi.dtype).train(feed_forward.training)
+        return layer.to(wi.device).cast(wi.dtype).train(feed_forward.training)
+
+    def cast(self, dtype: torch.dtype) -> "Chronos2MoELayer":
+        """Cast weights in place, all but the router's, which stay float32 as after loading a checkpoint."""
+        for name, parameter in self.named_parameters():
+            if name != "router":
+                parameter.data = parameter.data.to(dtype)
+        return self
 
     def forward(self, hidden_states: Float[Tensor, "batch token d_model"]) -> Float[Tensor, "batch token d_model"]:
         """Return what :meth:`mix` does, without the auxiliary outputs."""
@@ -208,7 +215,7 @@ class Chronos2MoELayer(nn.Module):
             update = update.new_zeros(num_tokens, self.d_model).index_copy(0, rows, update)
             chosen = chosen.new_full((num_tokens, self.config.top_k), -1).index_copy(0, rows, chosen)
         mixed: Tensor = hidden + self.dropout(update).view(hidden.shape)
-        return mixed, self._aux(routing, chosen.view(*hidden.shape[:2], -1), dropped)
+        return mixed, self._aux(routing, chosen.view(*hidden.shape[:2], self.config.top_k), dropped)
 
     def route(self, tokens: Float[Tensor, "token d_model"]) -> TokenRouting:
         """Choose experts for normalised tokens."""
@@ -232,7 +239,7 @@ class Chronos2MoELayer(nn.Module):
         capacity = self.config.capacity(len(tokens))
         if capacity is not None and len(tokens):
             kept = within_capacity(expert, gate, num_experts=self.config.num_experts, capacity=capacity)
-            expert, gate = expert.masked_fill(~kept, self.config.num_experts), gate.masked_fill(~kept, 0)
+            expert = expert.masked_fill(~kept, self.config.num_experts)
             dropped = 1 - kept.to(gate.dtype).mean()
         return run_experts(tokens, expert, gate, wi=self.wi, wo=self.wo, activate=self._activate), dropped
 
