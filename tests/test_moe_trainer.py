@@ -201,7 +201,7 @@ def shares(model, windows, patch_size=16):
 
 
 @pytest.mark.parametrize(
-    ("top_k", "balance"), [(1, {"bias_rate": 0.01}), (2, {"bias_rate": 0.01}), (2, {"balance": "switch"})]
+    ("top_k", "balance"), [(1, {}), (2, {}), (1, {"bias_rate": 0.01}), (2, {"bias_rate": 0.01, "balance": "none"})]
 )
 def test_no_expert_dies_in_training_with_balancing(dense, make_moe, windows, tmp_path, top_k, balance):
     student = make_moe(dense, top_k=top_k, **{"z_weight": 0.001} | balance)

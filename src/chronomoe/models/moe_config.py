@@ -26,8 +26,9 @@ class MoEConfig:
     gating: Literal["softmax_then_top_k", "top_k_then_softmax"] = "softmax_then_top_k"
     """Gates from the softmax over all experts or over the chosen ones; at ``top_k=1`` the latter are constant, so the
     forecast teaches the router nothing."""
-    balance: Literal["l2", "switch", "none"] = "l2"
-    """The balance loss."""
+    balance: Literal["l2", "switch", "none"] = "switch"
+    """The balance loss. "l2" looks at mean probabilities alone: while a router is unsure they are even whatever it
+    chooses, and nothing keeps experts from dying; "switch" counts choices as well."""
     z_weight: float = 0.001
     """Of the z-loss, beside a balance loss of weight 1."""
     bias_rate: float = 0.0
