@@ -21,9 +21,9 @@ COMMANDS = typer.main.get_command(app)
 
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
-def test_help_names_every_command(words):
-    found = CliRunner(env={"COLUMNS": "200"}).invoke(COMMANDS, words)
-    assert found.exit_code == (0 if words else 2)
+def test_help_names_every_command(chronomoe, words):
+    status, out, err = chronomoe(*words)
+    assert (status, err) == (0, "")
     assert set(COMMANDS.commands) >= {
         "run",
         "pretrain",
@@ -36,7 +36,7 @@ def test_help_names_every_command(words):
         "report",
     }
     for name in COMMANDS.commands:
-        assert f" {name} " in found.output
+        assert f" {name} " in out
 
 
 @pytest.mark.parametrize("name", COMMANDS.commands)
@@ -49,13 +49,43 @@ def test_the_help_of_a_command_names_its_options(name):
         assert parameter.help, parameter.name
 
 
+def option_words(command):
+    """Return every word that the command accepts as an option, with the number of words that follow it."""
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    return {word for option in options for word in option.opts}
+
+
+@pytest.mark.parametrize("name", COMMANDS.commands)
+def test_the_help_of_a_command_has_an_example_that_it_accepts(name):
+    command = COMMANDS.commands[name]
+    (example,) = re.findall(rf"Example: (chronomoe {name} .*)", command.help)
+    _, _, *words = example.split()
+    assert command.make_context(name, list(words), resilient_parsing=True).params
+    assert {word for word in words if word.startswith("-")} <= option_words(command)
+
+
 @pytest.mark.parametrize(
-    "words", [["run"], ["run", "demo"], ["walk"], ["predict", "tiny", "x.csv", "--horizon", "x", "-o", "y.csv"]]
+    ("words", "message"),
+    [
+        (["run"], "Missing argument 'recipe'; see chronomoe run --help"),
+        (["run", "demo"], "Missing option '--out' / '-o'; see chronomoe run --help"),
+        (["walk"], "No such command 'walk'; see chronomoe --help"),
+        (["run", "demo", "--ot", "x"], "No such option: --ot"),
+        (["predict", "tiny", "x.csv", "--horizon", "x", "-o", "y.csv"], "Invalid value for '--horizon'"),
+    ],
 )
-def test_wrong_usage_ends_with_status_2(chronomoe, words):
-    status, _, err = chronomoe(*words)
-    assert status == 2
-    assert "Usage" in err
+def test_wrong_usage_is_one_line_and_status_2(chronomoe, words, message):
+    status, out, err = chronomoe(*words)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"chronomoe: {message}")
+
+
+def test_an_interruption_is_one_line_and_status_130(chronomoe, monkeypatch, tmp_path):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chronomoe.evaluation.report.write_report", interrupt)
+    assert chronomoe("report", tmp_path) == (130, "", "chronomoe: interrupted; what was finished stays\n")
 
 
 def test_the_installed_command_refuses_in_one_line_too(tmp_path):
@@ -97,6 +127,10 @@ def test_a_user_distils_composes_evaluates_and_predicts(chronomoe, teacher_folde
     assert type(Chronos2Pipeline.from_pretrained(tmp_path / "power").model) is Chronos2Model
     data = [word for file in series_files.values() for word in ("--data", file)]
     students = [tmp_path / "power", f"shops={tmp_path / 'sales'}"]
+    more = ["--windows", 8, "--freq", "D", "--known-covariate", "promo"]
+    sales = ["--data", series_files["sales"], *shape, *more, "--out", tmp_path / "with-promo"]
+    status, out, _ = chronomoe("compose", *students, *sales)
+    assert (status, out) == (0, f"saved {tmp_path / 'with-promo'}\n")
     status, out, _ = chronomoe("compose", *students, *data, *shape, "--windows", 8, "--out", tmp_path / "moe")
     assert (status, out) == (0, f"saved {tmp_path / 'moe'}\n")
     assert ChronoMoEPipeline.from_pretrained(tmp_path / "moe").model.config.expert_names == ["power", "shops"]

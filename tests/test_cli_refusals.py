@@ -72,6 +72,9 @@ def test_a_bad_frame_is_refused(predict, make_frame, kind):
         (["--horizon", "0"], "horizon must be at least 1 step, got 0"),
         (["--out", "f.txt"], "a .csv or .parquet file, got f.txt"),
         (["--future", "nowhere.csv"], "nowhere.csv"),
+        (["--levels", "0.5,0.5"], "every quantile level is given once"),
+        (["--batch-size", "0"], "batch_size must be at least 1 row, got 0"),
+        (["--freq", "D"], "irregular frequency: timestamps must follow 'D' (given)"),
     ],
 )
 def test_a_bad_option_of_predict_is_refused(predict, make_frame, words, message):
@@ -177,6 +180,42 @@ def test_experts_of_other_quantile_levels_are_refused(refused, finished_run, mak
 
 def test_a_report_of_a_folder_without_a_run_is_refused(refused, tmp_path):
     refused("report", tmp_path)
+
+
+def test_an_input_is_not_overwritten_and_nothing_is_written_below_a_file(refused, teacher_folder, make_frame, tmp_path):
+    file = tmp_path / "past.csv"
+    make_frame(2, 300).to_csv(file, index=False)
+    shape = ["--horizon", 16, "--context-length", 64]
+    predict = ["predict", teacher_folder, file, "--horizon", 4, "--out"]
+    evaluate = ["evaluate", teacher_folder, "--data", file, *shape, "--out"]
+    for words in (predict, evaluate):
+        assert "is also read; name another file" in refused(*words, file)
+    distil = ["distil", teacher_folder, file, *shape, "--out"]
+    compose = ["compose", f"a={teacher_folder}", f"b={teacher_folder}", "--data", file, *shape, "--out"]
+    for words in (predict, evaluate, distil, compose, ["run", "ci", "--out"], ["pretrain", "tiny-teacher", "--out"]):
+        assert "past.csv' is a file; choose another place" in refused(*words, file / "below.csv")
+
+
+def test_contexts_may_be_shorter_than_usual_but_not_empty(refused, chronomoe, teacher_folder, series_files, tmp_path):
+    words = ["distil", teacher_folder, series_files["power"], "--horizon", 16, "--steps", 1, "--batch-size", 2]
+    assert "context_length must be at least 1" in refused(*words, "--context-length", 0, "--out", tmp_path / "x")
+    assert chronomoe(*words, "--context-length", 16, "--out", tmp_path / "x")[0] == 0
+
+
+def test_series_of_one_step_are_forecast_where_the_frequency_is_stated(refused, chronomoe, teacher_folder, tmp_path):
+    (tmp_path / "past.csv").write_text("item_id,timestamp,target\na,2024-01-01,1\n")
+    words = ["predict", teacher_folder, tmp_path / "past.csv", "--horizon", 2, "--out", tmp_path / "f.csv"]
+    assert "a frequency shows only in a series of at least 3 rows" in refused(*words)
+    assert chronomoe(*words, "--freq", "MS")[0] == 0
+    assert pd.read_csv(tmp_path / "f.csv").timestamp.tolist() == ["2024-02-01", "2024-03-01"]
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused(refused, teacher_folder, series_files, tmp_path, seed):
+    words = [series_files["power"], "--horizon", 16, "--context-length", 64, "--seed", seed, "--out", tmp_path / "x"]
+    assert "seed must be from 0 to 4294967295" in refused("distil", teacher_folder, *words)
+    experts = [f"a={teacher_folder}", f"b={teacher_folder}", "--data"]
+    assert "seed must be from 0 to 4294967295" in refused("compose", *experts, *words)
 
 
 def test_series_without_values_are_left_out_with_one_line(make_frame, teacher_folder, tmp_path):

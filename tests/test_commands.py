@@ -291,6 +291,8 @@ def test_item_ids_that_are_numbers_match_those_of_the_future(moe, make_frame, tm
         (lambda future: future.drop(columns="promo"), "needs a column for at least one known covariate"),
         (lambda future: future.rename(columns={"promo": "prmo"}), "got 'prmo'. Did you mean 'promo'"),
         (lambda future: future.assign(target=1.0), "known covariates must be covariate columns"),
+        (lambda future: future.drop(columns="item_id"), "missing column 'item_id'"),
+        (lambda future: future.assign(promo=np.inf), "column 'promo' must hold finite"),
     ],
 )
 def test_a_future_that_does_not_fit_is_refused(moe, make_frame, tmp_path, change, message):
@@ -298,6 +300,13 @@ def test_a_future_that_does_not_fit_is_refused(moe, make_frame, tmp_path, change
     with pytest.raises(InputError, match=message):
         predicted(moe, make_frame(2, 100, covariate="promo"), tmp_path, future=change(future))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_future_without_values_is_one_that_is_not_known(moe, make_frame, tmp_path):
+    past = make_frame(2, 100, covariate="promo")
+    future = make_frame(2, 105, covariate="promo").groupby("item_id").tail(5).drop(columns="target")
+    unknown = predicted(moe, past, tmp_path, future=future.assign(promo=np.nan))
+    pd.testing.assert_frame_equal(unknown, predicted(moe, past, tmp_path), rtol=1e-4)
 
 
 def test_several_targets_are_forecast_together(moe, make_frame, tmp_path):

@@ -311,6 +311,7 @@ def test_categorical_covariates_are_refused_with_the_way_to_encode_them(dtype):
         (range(12), "must hold dates or times, got the number 0"),
         (["2024-01-01", "soon"] * 6, "got 'soon' in row 1"),
         ([None] * 12, "row 0 .* is empty"),
+        (["9999-12-31"] * 12, "between the years 1678 and 2262"),
     ],
 )
 def test_timestamps_that_are_no_times_are_refused(times, match):

@@ -1,6 +1,7 @@
 """The command line: each command parses, calls the library and says what was written."""
 
 import json
+import os
 import shlex
 import sys
 import warnings
@@ -11,8 +12,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from chronomoe.checkpoints import check_parent
 from chronomoe.cli_moe import expand, upcycle
-from chronomoe.cli_options import DATA_HELP, MODEL_HELP, Out, parse_levels, read_domain
+from chronomoe.cli_options import (
+    DATA_HELP,
+    MODEL_HELP,
+    TABLE_HELP,
+    Freq,
+    Known,
+    Out,
+    Seed,
+    Target,
+    parse_levels,
+    read_domain,
+    read_windows,
+)
 from chronomoe.errors import InputError
 
 app = typer.Typer(
@@ -32,12 +46,20 @@ def run(
     teacher: Annotated[str | None, typer.Option(help="Use this teacher instead of the recipe's. " + MODEL_HELP)] = None,
     steps: Annotated[int | None, typer.Option(help="Use this many training steps instead of the recipe's.")] = None,
 ) -> None:
-    """Distil experts, train the router, evaluate and write a report. Run it again to continue after an interruption."""
+    """Distil experts, train the router, evaluate and write a report.
+
+    Run the same command again to continue after an interruption; finished stages are skipped.
+    The folder ends with report.html, report.md, evaluation.jsonl, config.yaml and moe/, the checkpoint.
+    A recipe of your own has the fields of that config.yaml; what it leaves out keeps its default.
+
+    Example: chronomoe run demo --out runs/demo
+    """
     from dataclasses import replace
 
     from chronomoe.recipes import load_recipe
     from chronomoe.run import run as run_recipe
 
+    check_parent(out)
     config = load_recipe(recipe)
     if teacher is not None:
         config = replace(config, teacher=teacher)
@@ -54,13 +76,19 @@ def pretrain(
     out: Out,
     steps: Annotated[int | None, typer.Option(help="Use this many steps instead of the recipe's.")] = None,
 ) -> None:
-    """Train a Chronos-2 teacher on synthetic series. Run it again to continue after an interruption."""
+    """Train a Chronos-2 teacher on synthetic series.
+
+    Run the same command again to continue after an interruption.
+
+    Example: chronomoe pretrain tiny-teacher --out teacher
+    """
     from dataclasses import replace
 
     from chronomoe.recipes import load_recipe
     from chronomoe.training.pretraining import PretrainConfig
     from chronomoe.training.pretraining import pretrain as run_pretraining
 
+    check_parent(out)
     config = load_recipe(recipe, PretrainConfig)
     if steps is not None:
         config = replace(config, steps=steps)
@@ -80,13 +108,19 @@ def distil(
     batch_size: Annotated[int, typer.Option(help="Windows of a step.")] = 64,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
     soft_weight: Annotated[float, typer.Option(help="Share of the teacher's forecasts in the loss, 0 to 1.")] = 0.5,
-    target: Annotated[list[str] | None, typer.Option(help="Column to forecast; repeat it for several.")] = None,
-    known_covariate: Annotated[list[str] | None, typer.Option(help="Column known into the future.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
+    target: Target = None,
+    known_covariate: Known = None,
+    freq: Freq = None,
+    seed: Seed = 0,
 ) -> None:
-    """Distil a teacher into one student for one domain; the student loads in stock Chronos2Pipeline too."""
+    """Distil a teacher into one student for one domain; the student loads in stock Chronos2Pipeline too.
+
+    It learns from the first 70 % of each series and is watched on the next 10 %; `chronomoe evaluate` takes the rest.
+    Run the same command again to continue after an interruption.
+
+    Example: chronomoe distil tiny demo:traffic --out students/traffic --steps 500
+    """
     from chronomoe.commands import distil_domain
-    from chronomoe.data.windows import WindowConfig
     from chronomoe.training.experts import DistilConfig
     from chronomoe.training.losses import LossConfig
 
@@ -99,9 +133,9 @@ def distil(
     )
     path = distil_domain(
         teacher,
-        read_domain(data, target, known_covariate),
+        read_domain(data, target, known_covariate, freq=freq),
         out,
-        windows=WindowConfig(context_length=context_length, horizon=horizon),
+        windows=read_windows(context_length, horizon),
         student=student,
         training=training,
         console=Console(stderr=True),
@@ -119,11 +153,19 @@ def compose(
     context_length: Annotated[int, typer.Option(help="Past steps, at most.")] = 512,
     windows: Annotated[int, typer.Option(help="Windows that the router learns from.")] = 4096,
     select: Annotated[int | None, typer.Option(help="Keep this many experts, chosen greedily.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
+    target: Target = None,
+    known_covariate: Known = None,
+    freq: Freq = None,
+    seed: Seed = 0,
 ) -> None:
-    """Make a mixture of trained students: forecast with each once, train the router, save the checkpoint."""
+    """Make a mixture of trained students: forecast with each once, train the router, save the checkpoint.
+
+    An expert called generalist can be the fallback of an unsure router; experts must come from teachers that share
+    quantile levels, patch size, context and horizon.
+
+    Example: chronomoe compose students/traffic students/web --data demo:traffic --data demo:web --out moe --top-k 2
+    """
     from chronomoe.commands import compose_mixture
-    from chronomoe.data.windows import WindowConfig
     from chronomoe.models.router import RoutingConfig
     from chronomoe.training.routing import RouterTrainingConfig
 
@@ -132,9 +174,9 @@ def compose(
         raise InputError(f"every expert needs a name of its own, got {experts}; write name=folder")
     path = compose_mixture(
         named,
-        [read_domain(part, None, None) for part in data],
+        [read_domain(part, target, known_covariate, freq=freq) for part in data],
         out,
-        windows=WindowConfig(context_length=context_length, horizon=horizon),
+        windows=read_windows(context_length, horizon),
         routing=RoutingConfig(top_k=top_k),
         router=RouterTrainingConfig(seed=seed),
         router_windows=windows,
@@ -155,19 +197,28 @@ def evaluate(
     ],
     data: Annotated[list[str], typer.Option(help="Series to test on; repeat it. " + DATA_HELP)],
     horizon: Annotated[int, typer.Option(help="Steps to forecast.")],
-    out: Out,
+    out: Annotated[Path, typer.Option("--out", "-o", help="JSON lines file for the records.")],
     context_length: Annotated[int, typer.Option(help="Past steps, at most.")] = 512,
     limit: Annotated[int, typer.Option(help="Windows of each data set, at most.")] = 400,
-    target: Annotated[list[str] | None, typer.Option(help="Column to forecast; repeat it for several.")] = None,
-    known_covariate: Annotated[list[str] | None, typer.Option(help="Column known into the future.")] = None,
-    seasonality: Annotated[int | None, typer.Option(help="Steps of the main period.")] = None,
+    target: Target = None,
+    known_covariate: Known = None,
+    freq: Freq = None,
+    seasonality: Annotated[
+        int | None, typer.Option(help="Steps of the main period; by default what is usual, such as 24 for hours.")
+    ] = None,
 ) -> None:
-    """Score checkpoints and the seasonal naive forecast on the last fifth of the series; write one record a line."""
-    from chronomoe.commands import compare_checkpoints
+    """Score checkpoints and the seasonal naive forecast on the last fifth of the series; write one record a line.
 
+    A record has model, kind, domain, horizon, metric (WQL, SQL, MASE, MAE, MSE, coverage and others) and value.
+
+    Example: chronomoe evaluate moe tiny --data demo:traffic --data demo:web --horizon 48 --out evaluation.jsonl
+    """
+    from chronomoe.commands import check_file_out, compare_checkpoints
+
+    check_file_out(out, inputs=data)
     records = compare_checkpoints(
         models,
-        [read_domain(part, target, known_covariate, seasonality) for part in data],
+        [read_domain(part, target, known_covariate, seasonality, freq) for part in data],
         horizon=horizon,
         context_length=context_length,
         limit=limit,
@@ -180,15 +231,24 @@ def evaluate(
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    file: Annotated[Path, typer.Argument(help="Past values: a long or wide CSV or Parquet file.")],
+    file: Annotated[Path, typer.Argument(help=f"Past values: {TABLE_HELP}.")],
     horizon: Annotated[int, typer.Option(help="Steps to forecast.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV or Parquet file for the forecasts.")],
-    future: Annotated[Path | None, typer.Option(help="File with future values of known covariates.")] = None,
-    target: Annotated[list[str] | None, typer.Option(help="Column to forecast; repeat it for several.")] = None,
+    future: Annotated[
+        Path | None, typer.Option(help="File with item_id, timestamp and the known covariates of the forecast steps.")
+    ] = None,
+    target: Target = None,
+    freq: Freq = None,
     levels: Annotated[str, typer.Option(help="Quantile levels, separated by commas.")] = "0.1,0.5,0.9",
     batch_size: Annotated[int, typer.Option(help="Series forecast at once.")] = 256,
 ) -> None:
-    """Forecast every series of a file; the result has the median as predictions, and quantiles."""
+    """Forecast every series of a file.
+
+    The result has a row for each step: item_id, timestamp, target_name, predictions (the median), and a column for each
+    quantile level. Forecasts start one step after the last row of each series.
+
+    Example: chronomoe predict moe past.csv --horizon 48 --out forecasts.csv
+    """
     from chronomoe.commands import predict_file
 
     rows = predict_file(
@@ -198,6 +258,7 @@ def predict(
         out=out,
         future=future,
         target=target,
+        freq=freq,
         levels=parse_levels(levels),
         batch_size=batch_size,
     )
@@ -206,7 +267,10 @@ def predict(
 
 @app.command()
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
-    """Write report.html and report.md of a finished run again."""
+    """Write report.html and report.md of a finished run again.
+
+    Example: chronomoe report runs/demo
+    """
     from chronomoe.evaluation.report import write_report
 
     print(f"report: {write_report(folder)}")
@@ -242,14 +306,37 @@ def _command() -> str:
     return shlex.join(["chronomoe", *sys.argv[1:]])
 
 
-def main() -> None:
-    """Run the command line: a caller's mistake is one line on stderr and status 2."""
-    from transformers.utils import logging
+_INTERRUPTED = 130
+_WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
+"""The class of all complaints about arguments, which typer does not export."""
 
-    logging.disable_progress_bar()  # of loading and saving small files; stages show their own
+
+def main() -> None:
+    """Run the command line: a caller's mistake is one line on stderr and status 2, an interruption one and 130."""
+    import huggingface_hub
+    import transformers
+
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    transformers.logging.disable_progress_bar()  # of loading and saving small files; stages show their own
+    transformers.logging.set_verbosity_error()
+    huggingface_hub.logging.set_verbosity_error()
     warnings.formatwarning = lambda message, *_, **__: f"chronomoe: {' '.join(str(message).split())}\n"
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
-        app()
+        status = app(prog_name="chronomoe", standalone_mode=False)
     except InputError as error:
-        print(f"chronomoe: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        status = _complain(str(error), 2)
+    except _WRONG_USAGE as error:
+        context = getattr(error, "ctx", None)
+        command = "chronomoe" if context is None else context.command_path
+        message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+        status = _complain(f"{message}; see {command} --help", 2)
+    if status == _INTERRUPTED:
+        _complain("interrupted; what was finished stays", _INTERRUPTED)
+    raise SystemExit(status)
+
+
+def _complain(message: str, status: int) -> int:
+    print(f"chronomoe: {' '.join(message.split())}", file=sys.stderr)
+    return status

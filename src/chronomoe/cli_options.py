@@ -8,17 +8,47 @@ import typer
 from chronomoe.errors import InputError
 
 MODEL_HELP = "Hub id, folder or s3:// URL of a checkpoint, or 'tiny', the teacher that ships with the package."
-DATA_HELP = (
-    "CSV or Parquet file (long: item_id, timestamp, target; or wide), datasets folder, JSON lines, or demo:<name>."
+TABLE_HELP = (
+    "CSV or Parquet file, long (item_id, timestamp, target, other columns are covariates) or wide (timestamp, one "
+    "column for each series)"
 )
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder or file that the result is written to.")]
+DATA_HELP = f"{TABLE_HELP}, datasets folder, GluonTS JSON lines, demo:<name> or hub:<owner>/<repo>/<config>."
+Out = Annotated[Path, typer.Option("--out", "-o", help="New folder that the result is written to.")]
+Target = Annotated[
+    list[str] | None,
+    typer.Option(help="Column to forecast; repeat it to forecast several together.", show_default="target"),
+]
+Known = Annotated[
+    list[str] | None,
+    typer.Option(help="Covariate column that is known into the future; repeat it. Others are known in the past only."),
+]
+Freq = Annotated[
+    str | None, typer.Option(help="Pandas alias of one step, such as h, 15min, D or MS; inferred by default.")
+]
+Seed = Annotated[int, typer.Option(help="Of everything that is random: the same seed gives the same bits.")]
 
 
-def read_domain(data: str, target: list[str] | None, known: list[str] | None, seasonality: int | None = None) -> Any:
+def read_domain(
+    data: str,
+    target: list[str] | None,
+    known: list[str] | None,
+    seasonality: int | None = None,
+    freq: str | None = None,
+) -> Any:
     """Load the series that a data argument names."""
     from chronomoe.data.domains import load_domain
 
-    return load_domain(data, target=target or "target", known_covariates=tuple(known or ()), seasonality=seasonality)
+    return load_domain(
+        data, target=target or "target", known_covariates=tuple(known or ()), seasonality=seasonality, freq=freq
+    )
+
+
+def read_windows(context_length: int, horizon: int) -> Any:
+    """Return the windows of a context and a horizon; contexts shorter than usual are as short as need be."""
+    from chronomoe.data.windows import WindowConfig
+
+    shortest = min(WindowConfig.min_context_length, max(1, context_length))
+    return WindowConfig(context_length=context_length, horizon=horizon, min_context_length=shortest)
 
 
 def parse_blocks(text: str, name: str) -> tuple[int, ...]:
@@ -39,4 +69,6 @@ def parse_levels(text: str) -> list[float]:
         ) from None
     if not all(0 < level < 1 for level in levels):
         raise InputError(f"quantile levels must lie between 0 and 1, got {text}")
+    if len(set(levels)) < len(levels):
+        raise InputError(f"every quantile level is given once, got {text}")
     return levels

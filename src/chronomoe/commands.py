@@ -10,6 +10,8 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from chronomoe.checkpoints import check_parent
+from chronomoe.data.checks import check_columns
 from chronomoe.data.domains import Domain
 from chronomoe.data.fingerprint import fingerprint
 from chronomoe.data.frames import ITEM_ID, TARGET, TIMESTAMP, Series, frame_to_series, read_series, series_to_frame
@@ -32,6 +34,7 @@ from chronomoe.training.routing import RouterTrainingConfig, forecast_with_exper
 
 VALIDATION_LIMIT = 128
 """Validation windows of each domain."""
+_ALWAYS = "(always)"
 
 
 def distil_domain(
@@ -203,6 +206,7 @@ def predict_file(
     out: Path,
     future: Path | None = None,
     target: Sequence[str] | None = None,
+    freq: str | None = None,
     levels: Sequence[float] = (0.1, 0.5, 0.9),
     batch_size: int = 256,
 ) -> int:
@@ -215,22 +219,29 @@ def predict_file(
         out: ``.csv`` or ``.parquet``; there whole or not at all.
         future: future values of known covariates, long, with the same item ids.
         target: column to forecast, or several.
+        freq: pandas alias of one step; inferred when None.
         levels: quantile levels.
         batch_size: rows forecast at once.
+
+    Raises:
+        InputError: a file cannot be read or written, or what is in it breaks a rule of ``frame_to_series``.
     """
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"forecasts are written to a .csv or .parquet file, got {out}")
     if horizon < 1:
         raise InputError(f"horizon must be at least 1 step, got {horizon}")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1 row, got {batch_size}")
+    check_file_out(out, inputs=[file] if future is None else [file, future])
     names = list(target) if target else [TARGET]
     known = None if future is None else read_table(future)
     covariates = () if known is None else tuple(name for name in known.columns if name not in (ITEM_ID, TIMESTAMP))
-    series = list(read_series(file, target=names, known_covariates=covariates))
+    series = list(read_series(file, target=names, known_covariates=covariates, freq=freq))
     ahead = None if known is None else _known_ahead(known, series, covariates, horizon=horizon)
     pipeline = ChronoMoEPipeline.from_pretrained(model)
     parts = []
-    for freq in dict.fromkeys(item.freq for item in series):  # weeks may start on other days
-        items = [item for item in series if item.freq == freq]
+    for step in dict.fromkeys(item.freq for item in series):  # weeks may start on other days
+        items = [item for item in series if item.freq == step]
         part: pd.DataFrame = pipeline.predict_df(
             series_to_frame(items),
             future_df=None if ahead is None else ahead[ahead[ITEM_ID].isin([item.item_id for item in items])],
@@ -238,7 +249,7 @@ def predict_file(
             prediction_length=horizon,
             quantile_levels=list(levels),
             batch_size=batch_size,
-            freq=freq,
+            freq=step,
         )
         parts.append(part)
     forecasts = pd.concat(parts, ignore_index=True)
@@ -256,7 +267,11 @@ def _known_ahead(
     """Return the known covariates of the forecast steps; refuse a series that lacks some of them."""
     if not covariates:
         raise InputError("the file of future values needs a column for at least one known covariate, got none")
-    found = {item.item_id: item for item in frame_to_series(known, target=covariates, freq=series[0].freq)}
+    if len(series) > 1:
+        check_columns([ITEM_ID, TIMESTAMP], list(map(str, known.columns)))
+    always = known.assign(**{_ALWAYS: 0.0})  # a target, so that an item without any known value is not left out
+    ahead_of = frame_to_series(always, target=_ALWAYS, known_covariates=covariates, freq=series[0].freq)
+    found = {item.item_id: item for item in ahead_of}
     for item in series:
         wanted = pd.date_range(item.start, periods=len(item) + horizon, freq=item.freq)[len(item) :]
         ahead = found.get(item.item_id)
@@ -266,11 +281,21 @@ def _known_ahead(
                 f"future values must cover the {horizon} steps from {wanted[0]} to {wanted[-1]} of item "
                 f"{item.item_id!r}, got {got}"
             )
-    return series_to_frame([found[item.item_id].cut(0, horizon) for item in series])
+    return series_to_frame([found[item.item_id].cut(0, horizon) for item in series]).drop(columns=_ALWAYS)
+
+
+def check_file_out(out: Path, *, inputs: Sequence[str | Path]) -> None:
+    """Refuse a file to write that is an input, a folder, or lies where nothing can be written."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; name a file to write")
+    check_parent(out)
+    if out.exists() and any(out.samefile(path) for path in inputs if Path(path).exists()):
+        raise InputError(f"{out} is also read; name another file to write")
 
 
 def check_new(out: Path) -> None:
-    """Refuse an output folder that holds anything."""
+    """Refuse an output folder that holds anything, or lies where nothing can be written."""
+    check_parent(out)
     if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise InputError(f"the output folder {out} is not empty; choose a new one")
 

@@ -140,7 +140,11 @@ def as_timestamps(column: pd.Series) -> pd.DatetimeIndex:
     try:
         return index.as_unit("ns")
     except pd.errors.OutOfBoundsDatetime as error:
-        raise InputError(f"times must lie between the years 1678 and 2262: {error}") from None
+        raise _refuse_year(error) from None
+
+
+def _refuse_year(error: pd.errors.OutOfBoundsDatetime) -> InputError:
+    return InputError(f"times must lie between the years 1678 and 2262: {one_line(error)}")
 
 
 def _parse_times(column: pd.Series) -> pd.Series:
@@ -157,6 +161,8 @@ def _parse_times(column: pd.Series) -> pd.Series:
             warnings.simplefilter("ignore", category=UserWarning)  # pandas on guessing a format
             try:
                 readings.append(pd.to_datetime(column, utc=True, **options))
+            except pd.errors.OutOfBoundsDatetime as error:
+                raise _refuse_year(error) from None
             except (ValueError, TypeError):
                 continue
         if "format" in options:
