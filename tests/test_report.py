@@ -205,6 +205,17 @@ def test_a_missed_claim_is_shown_as_plainly_as_a_met_one(tmp_path):
     assert "4.1% higher MAE" in html.unescape(text)
 
 
+def test_a_claim_in_two_metrics_is_named_once(tmp_path):
+    make_run(tmp_path)
+    ratio = {"claim": "A against B", "ratio": 0.9}
+    write(tmp_path / "intervals.json", [{**ratio, "metric": "WQL"}, {**ratio, "metric": "MAE"}])
+    text = write_report(tmp_path).read_text()
+    assert text.count("<strong>A against B</strong>") == 1
+    assert "10.0% lower WQL" in text
+    assert "10.0% lower MAE" in text
+    assert (tmp_path / "report.md").read_text().count("A against B") == 2
+
+
 def test_each_horizon_has_its_tables(tmp_path):
     make_run(tmp_path, horizons=(24, 96))
     text = write_report(tmp_path).read_text()

@@ -5,7 +5,7 @@ import pytest
 
 from chronomoe.errors import InputError
 from chronomoe.evaluation.report import write_report
-from chronomoe.evaluation.route_tables import estimate, growth_table, routes_table, validation_table
+from chronomoe.evaluation.route_tables import estimate, growth_table, routes_table, terms, validation_table
 from chronomoe.evaluation.tables import Evaluation
 from report_run import DOMAINS, EXPANSION, add_routes, make_comparison, make_run, read, write
 
@@ -87,6 +87,17 @@ def test_what_a_route_does_not_know_is_a_gap():
     assert not any(cell.best for cell in row.cells)
 
 
+def test_how_equal_the_comparison_is_comes_from_the_rows(run_folder):
+    routes = make_comparison()
+    assert terms(routes["rows"]).endswith("active parameters within 0%, training within 0%.")
+    routes["rows"][0] |= {"active_parameters": 3_000_000, "training": None}
+    write(run_folder / "routes.json", routes)
+    said = "One budget for all; between the largest and the smallest: active parameters within 30%, training within 0%."
+    assert said in write_report(run_folder).read_text()
+    assert said in (run_folder / "report.md").read_text()
+    assert terms([{"model": "a"}, {"model": "b"}]) == ""
+
+
 def test_a_rival_alone_is_no_comparison_of_routes(run_folder):
     routes = make_comparison()
     write(run_folder / "routes.json", {**routes, "rows": routes["rows"][-1:]})
@@ -147,7 +158,7 @@ def test_a_domain_without_a_loss_is_a_gap():
 def test_the_path_of_growth_marks_the_place_chosen_and_what_was_kept():
     kept, left = growth_table(EXPANSION).rows
     assert [cell.text for cell in kept.cells] == [
-        *("block 2", "0.4302", "0.4102", "−4.6%", "kept", "1,200"),
+        *("block 2", "0.4302", "0.4102", "−4.65%", "kept", "1,200"),
         *("0.4213", "0.4183", "0.4153"),
     ]
     assert [cell.best for cell in kept.cells[3:]] == [True, True, False, False, False, True]

@@ -89,6 +89,7 @@ def _page(folder: Path, found: Evaluation) -> dict[str, Any]:
         "kinds": tables.KINDS,
         "overall": [tables.overall_table(found, horizon) for horizon in found.horizons],
         "routes": route_tables.routes_table(routes, found) if routes else None,
+        "terms": route_tables.terms(routes["rows"]) if routes else "",
         "validation": route_tables.validation_table(rows, found.kinds)
         if validation and (rows := validation["rows"])
         else None,

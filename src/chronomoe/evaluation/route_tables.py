@@ -45,6 +45,19 @@ def routes_table(routes: Mapping[str, Any], found: Evaluation) -> Table | None:
     )
 
 
+def terms(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say how equal the comparison is: how far the largest of the models is from the smallest."""
+    spreads = {}
+    for name, what in (("active_parameters", "active parameters"), ("training", "training")):
+        values = [row[name] for row in rows if row.get(name)]
+        if len(values) > 1:
+            spreads[what] = max(values) / min(values) - 1
+    if not spreads:
+        return ""
+    apart = ", ".join(f"{what} within {spread:.0%}" for what, spread in spreads.items())
+    return f"One budget for all; between the largest and the smallest: {apart}."
+
+
 def _size_cells(row: Mapping[str, Any]) -> list[Cell]:
     def cell(name: str, form: str, unit: Number) -> Cell:
         return Cell(GAP if row.get(name) is None else form.format(row[name] / unit))
@@ -112,7 +125,7 @@ def growth_table(path: Sequence[Mapping[str, Any]]) -> Table:
             Cell(f"block {layer['after']}"),
             Cell(_loss(before)),
             Cell(_loss(reached)),
-            Cell(_signed("{:+.1%}", reached / before - 1) if before else GAP, best=kept),
+            Cell(_signed("{:+.2%}", reached / before - 1) if before else GAP, best=kept),
             Cell("kept" if kept else "left out", best=kept),
             Cell(f"{layer['steps']:,}" if layer.get("steps") is not None else GAP),
         ]
