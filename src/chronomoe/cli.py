@@ -76,9 +76,12 @@ def pretrain(
     out: Out,
     steps: Annotated[int | None, typer.Option(help="Use this many steps instead of the recipe's.")] = None,
 ) -> None:
-    """Train a Chronos-2 teacher on synthetic series.
+    """Train a Chronos-2 teacher on synthetic series and on the public real ones that the recipe names.
 
-    Run the same command again to continue after an interruption.
+    Real series need chronomoe[corpus]. The folder ends with the checkpoint, pretrain.json, corpus/ and logs/: TensorBoard
+    files with loss, learning rate, windows per second, and the loss on validation domains (the demo's unless named).
+    Run the same command again to continue after an interruption; --steps may change until the learning rate falls.
+    Several processes: torchrun --nproc-per-node 2 -m chronomoe pretrain ...
 
     Example: chronomoe pretrain tiny-teacher --out teacher
     """
@@ -92,7 +95,7 @@ def pretrain(
     config = load_recipe(recipe, PretrainConfig)
     if steps is not None:
         config = replace(config, steps=steps)
-    run_pretraining(config, out, progress=lambda done, total: print(f"corpus: pool {done} of {total}", file=sys.stderr))
+    run_pretraining(config, out, progress=lambda done, total: print(f"corpus: part {done} of {total}", file=sys.stderr))
     print(f"saved {out}")
 
 
