@@ -79,8 +79,8 @@ def pretrain(
     """Train a Chronos-2 teacher on synthetic series and on the public real ones that the recipe names.
 
     Real series need the extra "corpus" of the package. The folder ends with the checkpoint, pretrain.json, corpus/ and
-    logs/: TensorBoard files with loss, learning rate, windows per second, and the loss on validation domains (the demo's
-    unless named).
+    logs/: TensorBoard files with loss, learning rate, windows per second, and the loss on validation domains (those of
+    the demo unless named).
     Run the same command again to continue after an interruption; --steps may change until the learning rate falls.
     Several processes: torchrun --nproc-per-node 2 -m chronomoe pretrain ...
 
