@@ -11,6 +11,14 @@ FOLDER = Path(__file__).parents[1] / "bench"
 SMALL = {
     "router": ["--windows", "64", "--epochs", "2"],
     "group_attention": ["--rows", "4", "--repeats", "1"],
+    "dispatch": [
+        *("--experts", "2", "--tokens", "8", "--top-k", "1", "--d-model", "8", "--width", "8"),
+        *("--d-ff", "16", "--layer", "2", "1", "--layer-tokens", "8", "--repeats", "1"),
+    ],
+    "pretraining": [
+        *("--rows", "4", "--context-length", "128", "--horizon", "32"),
+        *("--d-model", "64", "--layers", "1", "--repeats", "1"),
+    ],
     "throughput": [
         "--context-length",
         "64",
