@@ -1,8 +1,12 @@
 import copy
+from inspect import signature
 
 import pytest
 import torch
+from chronos.chronos2 import Chronos2Model
+from chronos.chronos2.model import Chronos2Output
 
+from chronomoe.models.distilled_moe import DistilledMoE
 from chronomoe.models.group_attention import use_exact_group_attention
 from conftest import EXPERTS
 
@@ -47,6 +51,14 @@ def test_a_mixture_of_one_is_its_expert_under_masks(make_mixture, expert, batch)
         "future_target_mask": torch.rand(batch["future_target"].shape, generator=generator) > 0.3,
     }
     assert_same_forecast(mixture(**batch | masks), expert(**batch | masks))
+
+
+def test_a_mixture_is_called_as_upstream_s_model_and_returns_the_routing_too(make_mixture, batch):
+    assert list(signature(DistilledMoE.forward).parameters) == list(signature(Chronos2Model.forward).parameters)
+    output = make_mixture()(**batch)
+    assert isinstance(output, Chronos2Output)
+    assert output.routing.expert.shape == (8, 2)
+    assert output.aux_loss.shape == ()
 
 
 @pytest.mark.parametrize("top_k", TOP_K)

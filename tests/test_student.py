@@ -142,6 +142,13 @@ def test_presets_have_50_to_98_percent_fewer_parameters_than_a_twelve_layer_teac
     assert 0.50 <= 1 - parameters(student) / parameters(large) <= 0.98
 
 
+def test_a_student_can_have_98_percent_fewer_parameters(large, context):
+    size = StudentConfig(num_layers=1, d_model=large.config.d_model // 2, num_heads=2, d_ff=large.config.d_ff // 8)
+    student = create_student_model(large, size).eval()
+    assert 1 - parameters(student) / parameters(large) >= 0.98
+    assert forecast(student, context).isfinite().all()
+
+
 def test_a_student_keeps_groups_covariates_levels_and_limits(teacher, make_context):
     student = create_student_model(teacher, StudentConfig(num_layers=2, d_model=32, num_heads=2, d_ff=40)).eval()
     assert student.config.chronos_config == teacher.config.chronos_config

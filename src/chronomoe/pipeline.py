@@ -40,7 +40,9 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
 
     ``predict``, ``predict_quantiles``, ``predict_df``, ``predict_fev`` and ``embed`` are upstream's and take what they
     take: univariate and multivariate series, past and known covariates, long horizons, ``cross_learning`` (which makes
-    a whole batch one group, and so gives it one choice of experts).
+    a whole batch one group, and so gives it one choice of experts). Of each series ``predict`` returns
+    ``(variate, quantile, horizon)``, ``predict_quantiles`` ``(variate, horizon, quantile)`` and the median, both in the
+    unit of the series; ``predict_df`` takes and returns long frames; ``embed`` returns ``(variate, token, d_model)``.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -235,7 +237,13 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
 
 
 def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", **kwargs: Any) -> PreTrainedModel:
-    """Load the model of a checkpoint; ``ChronoMoEPipeline.from_pretrained`` says what the arguments may be."""
+    """Load the model of a checkpoint, of Chronos-2 or of ours, in evaluation mode.
+
+    ``ChronoMoEPipeline.from_pretrained`` says what the arguments may be.
+
+    Raises:
+        InputError: there is no such checkpoint, it is damaged, or it is of another architecture.
+    """
     model: PreTrainedModel = ChronoMoEPipeline.from_pretrained(name, dtype=dtype, **kwargs).model
     return model
 

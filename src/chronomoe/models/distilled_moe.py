@@ -211,7 +211,12 @@ class DistilledMoE(PreTrainedModel):
         future_target_mask: Tensor | None = None,
         output_attentions: bool = False,
     ) -> DistilledMoEOutput:
-        """Forecast, as ``Chronos2Model.forward`` does; experts' attention weights are not returned."""
+        """Forecast, as ``Chronos2Model.forward`` does; experts' attention weights are not returned.
+
+        ``context`` is ``(batch, time)``, oldest first, NaN where missing, ``group_ids`` is ``(batch,)``; what concerns
+        the future is ``(batch, horizon)``. ``quantile_preds`` is ``(batch, quantile, horizon)`` in the unit of each
+        series.
+        """
         routing = self.route(_observed(context, context_mask), group_ids=group_ids)
         horizon = num_output_patches * self.chronos_config.output_patch_size
         normalized = torch.zeros(len(context), self.num_quantiles, horizon, device=context.device)

@@ -308,6 +308,9 @@ def use_exact_group_attention(model: Chronos2Model) -> ExactChronos2Model:
     """Give a ``Chronos2Model`` the faster forward pass, in place; parameters and checkpoints stay what they are.
 
     The class of the instance is swapped, as ``torch.nn.utils.parametrize`` and FSDP2 do: nothing is copied.
+
+    Raises:
+        TypeError: not a ``Chronos2Model``.
     """
     if type(model) is Chronos2Model:
         model.__class__ = ExactChronos2Model
