@@ -1,4 +1,6 @@
 import json
+import resource
+import signal
 
 import numpy as np
 import pandas as pd
@@ -101,6 +103,20 @@ def test_composing_can_keep_the_best_experts_only(students, domains, tmp_path):
         select=2,
     )
     assert len(ChronoMoEPipeline.from_pretrained(folder).model.experts) == 2
+
+
+def test_composing_on_a_full_disk_is_refused_and_leaves_nothing(students, domains, tmp_path):
+    """A limit on file sizes stands for a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, limits[1]))
+    try:
+        with pytest.raises(InputError, match="moe could not be written, the disk .* is full"):
+            compose(students, [domains["power"]], tmp_path / "moe")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("select", [1, 3])

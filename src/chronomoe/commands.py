@@ -28,7 +28,7 @@ from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
 from chronomoe.run_mixture import route, seeded_mixture
 from chronomoe.run_setup import check_windows
-from chronomoe.stages import Report, Workspace, check_folder, copy_folder, whole_file
+from chronomoe.stages import Report, Workspace, check_folder, copy_folder, room, whole_file
 from chronomoe.training.experts import DistilConfig, distil
 from chronomoe.training.routing import RouterTrainingConfig, forecast_with_experts
 
@@ -155,7 +155,8 @@ def compose_mixture(
     with say.status("router learns"):
         composed, summary = route(members, train, validation, moe, router, select=select)
     say.print(f"validation loss of the mixture: {summary['validation']['mixture']:.4f}")
-    ChronoMoEPipeline(composed).save_pretrained(out)
+    with room(out.parent, out.name):
+        ChronoMoEPipeline(composed).save_pretrained(out)
     return out
 
 
