@@ -166,3 +166,19 @@ def test_events_are_0_or_1_and_there_is_at_least_one(chance):
         assert events.shape == (60,)
         assert set(np.unique(events)) <= {0.0, 1.0}
         assert events.any()
+
+
+@pytest.mark.parametrize(("positive_share", "sign"), [(1.0, 1), (0.0, -1)])
+def test_effects_have_the_sign_that_is_asked_for(positive_share, sign):
+    slopes = []
+    for seed in range(40):
+        window = covariate_window(
+            generator(seed),
+            noise(seed),
+            num_covariates=1,
+            length=LENGTH,
+            known_share=1.0,
+            positive_share=positive_share,
+        )
+        slopes.append(np.corrcoef(window.context)[0, 1])
+    assert sign * np.mean(slopes) > 0.1

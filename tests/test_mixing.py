@@ -303,6 +303,14 @@ def test_a_phase_can_have_a_share_of_groups_of_its_own():
     assert set(kinds[STEPS:]) == {"coupled", "covariates"}
 
 
-def test_an_impossible_share_of_groups_is_refused():
-    with pytest.raises(InputError, match=r"group_share must be from 0 to 1, got 2\.0"):
-        Phase(steps=1, context_length=64, batch_size=4, group_share=2.0)
+def test_a_phase_can_have_a_share_of_positive_effects_of_its_own():
+    shape = {"steps": STEPS, "context_length": 64, "batch_size": 4}
+    batches = mixed(phases=[Phase(**shape), Phase(**shape, positive_share=0.25)], positive_share=0.75)
+    shares = [batches.shape(index).positive_share for index in range(2 * STEPS)]
+    assert shares == [0.75] * STEPS + [0.25] * STEPS
+
+
+@pytest.mark.parametrize("name", ["group_share", "positive_share"])
+def test_an_impossible_share_of_a_phase_is_refused(name):
+    with pytest.raises(InputError, match=rf"{name} must be from 0 to 1, got 2\.0"):
+        Phase(steps=1, context_length=64, batch_size=4, **{name: 2.0})

@@ -40,9 +40,19 @@ def multivariate_window(rows: Float[np.ndarray, "row time"], *, length: int) -> 
 
 
 def covariate_window(
-    rng: np.random.Generator, draw: DrawRow, *, num_covariates: int, length: int, known_share: float = 0.75
+    rng: np.random.Generator,
+    draw: DrawRow,
+    *,
+    num_covariates: int,
+    length: int,
+    known_share: float = 0.75,
+    positive_share: float = 0.8,
 ) -> Window:
-    """Draw a target that covariates drive, each known into the future or in the past alone; some drive nothing."""
+    """Draw a target that covariates drive, each known into the future or in the past alone; some drive nothing.
+
+    Effects of either sign alike give a model that ignores covariates no hint which way to go; when most are positive,
+    following a covariate pays at once, and telling the others is learned after that.
+    """
     base = unit(draw())
     covariates = [_covariate(rng, draw, len(base)) for _ in range(num_covariates)]
     roles = np.where(rng.random(num_covariates) < known_share, KNOWN, PAST_ONLY)
@@ -51,7 +61,8 @@ def covariate_window(
     drives = rng.random(num_covariates) < 0.75
     total = np.zeros_like(base)
     for covariate in (row for row, used in zip(covariates, drives, strict=True) if used):
-        total += rng.uniform(0.3, 1.0) * rng.choice([-1.0, 1.0]) * unit(_effect(rng, covariate, covariates, base))
+        sign = 1.0 if rng.random() < positive_share else -1.0
+        total += rng.uniform(0.3, 1.0) * sign * unit(_effect(rng, covariate, covariates, base))
     strength = np.exp(rng.uniform(np.log(0.3), np.log(6.0)))
     target = base + strength * unit(total)
     rows = np.stack([target, *covariates])

@@ -49,6 +49,8 @@ class MixConfig:
     """Batches of groups."""
     covariate_share: float = 0.6
     """Batches of groups that are a target and covariates; the others are several targets."""
+    positive_share: float = 0.8
+    """Effects of covariates that are positive."""
     max_group_size: int = 4
     """Rows of the largest group."""
 
@@ -81,10 +83,14 @@ class Phase:
     """Windows of a batch, on each process, when they have the longest context and forecast all patches."""
     group_share: float | None = None
     """Batches of groups in this phase; the mix's when None."""
+    positive_share: float | None = None
+    """Effects of covariates that are positive in this phase; the mix's when None."""
 
     def __post_init__(self) -> None:
-        if self.group_share is not None and not 0 <= self.group_share <= 1:
-            raise InputError(f"group_share must be from 0 to 1, got {self.group_share}")
+        for name in ("group_share", "positive_share"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{name} must be from 0 to 1, got {value}")
 
 
 class BatchShape(NamedTuple):
@@ -96,6 +102,8 @@ class BatchShape(NamedTuple):
     """About as many tokens as a batch of full windows has."""
     kind: str
     """``single``, ``coupled`` or ``covariates``."""
+    positive_share: float
+    """Effects of covariates that are positive."""
 
 
 class PretrainingBatches(Dataset[Batch]):
@@ -182,7 +190,8 @@ class PretrainingBatches(Dataset[Batch]):
             kind = "covariates" if rng.random() < config.covariate_share else "coupled"
         tokens = length // patch + 1 + ahead
         rows = round(phase.batch_size * (phase.context_length // patch + 1 + most) / tokens)
-        return BatchShape(length, ahead * patch, min(rows, MOST_ROWS * phase.batch_size), kind)
+        positive = config.positive_share if phase.positive_share is None else phase.positive_share
+        return BatchShape(length, ahead * patch, min(rows, MOST_ROWS * phase.batch_size), kind, positive)
 
     def _phase(self, step: int) -> Phase:
         for phase in self.phases:
@@ -202,6 +211,7 @@ class PretrainingBatches(Dataset[Batch]):
                 lambda: self._row(rng, steps),
                 num_covariates=int(rng.integers(1, config.max_group_size)),
                 length=length,
+                positive_share=shape.positive_share,
             )
         else:
             window = multivariate_window(self._rows(rng, steps), length=length)
