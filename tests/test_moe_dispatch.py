@@ -39,6 +39,13 @@ def grouped(*choice, **weights):
     return run_experts(*choice, **weights, activate=torch.relu)
 
 
+@pytest.fixture(params=[0, 1024], ids=["sorted", "searched"])
+def way(request, monkeypatch):
+    """Sort all choices, or look for each expert's where they are few; the latter only without gradients."""
+    monkeypatch.setattr(moe_dispatch, "FEW_COMPARISONS", request.param)
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("num_tokens", [0, 1, 2, 40])
 @pytest.mark.parametrize("top_k", [1, 2, NUM_EXPERTS])
@@ -48,6 +55,7 @@ def test_grouped_dispatch_equals_the_plain_loop(weights, top_k, num_tokens, grad
         torch.testing.assert_close(grouped(*choice, **weights), loop(*choice, **weights), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("gradients", [False, True])
 def test_all_tokens_may_go_to_one_expert(weights, gradients):
     tokens, expert, gate = choices(20, 1)
@@ -61,11 +69,16 @@ def test_all_tokens_may_go_to_one_expert(weights, gradients):
 @pytest.mark.parametrize("top_k", [1, 2, NUM_EXPERTS])
 def test_tokens_sent_out_in_parts_come_back_the_same(weights, top_k, monkeypatch):
     choice = choices(40, top_k)
+    choice[1][:9] = NUM_EXPERTS  # nothing is left to send of a whole part
     at_once = grouped(*choice, **weights)
     monkeypatch.setattr(moe_dispatch, "SLOTS_AT_ONCE", 7 * top_k)
-    torch.testing.assert_close(grouped(*choice, **weights), at_once, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr(moe_dispatch, "FEW_COMPARISONS", 0)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            torch.testing.assert_close(grouped(*choice, **weights), at_once, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("gradients", [False, True])
 def test_a_dropped_choice_counts_for_nothing_whatever_its_gate(weights, gradients):
     tokens, expert, gate = choices(30, 2)
@@ -78,6 +91,7 @@ def test_a_dropped_choice_counts_for_nothing_whatever_its_gate(weights, gradient
         assert not grouped(tokens, torch.full_like(expert, NUM_EXPERTS), gate, **weights).any()
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("gradients", [False, True])
 def test_bf16_equals_the_loop_in_float32_but_for_rounding(weights, gradients):
     tokens, expert, gate = choices(40, 2)

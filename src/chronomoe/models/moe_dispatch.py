@@ -8,8 +8,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-SLOTS_AT_ONCE = 16_384
+SLOTS_AT_ONCE = 8_192
 """Choices sent out at a time on a CPU: buffers of a few MB stay in the cache, larger ones cost page faults."""
+FEW_COMPARISONS = 1_024
+"""Up to here, comparing every choice with every expert costs less than sorting choices."""
+
+
+Weights = list[tuple[Tensor, Tensor]]
+Activation = Callable[[Tensor], Tensor]
 
 
 class Dispatch(NamedTuple):
@@ -52,42 +58,70 @@ def run_experts(
     *,
     wi: Float[Tensor, "expert width d_model"],
     wo: Float[Tensor, "expert d_model width"],
-    activate: Callable[[Tensor], Tensor],
+    activate: Activation,
 ) -> Float[Tensor, "token d_model"]:
     """Return for each token the gated sum of what its experts say; a choice of expert ``len(wi)`` counts for nothing.
 
     Each expert is two matrix products over the rows that were sent to it. ``bench/dispatch.py`` compares this with a
     loop that looks for each expert's tokens; ``torch.nn.functional.grouped_mm`` was no faster on a CPU.
     """
-    at_once = SLOTS_AT_ONCE // expert.shape[1] if tokens.device.type == "cpu" else max(1, len(tokens))
     weights = list(zip(wi.unbind(), wo.unbind(), strict=True))
-    parts = [
-        _run(*part, weights=weights, activate=activate)
-        for part in zip(tokens.split(at_once), expert.split(at_once), gate.split(at_once), strict=True)
-    ]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _run(
-    tokens: Tensor,
-    expert: Tensor,
-    gate: Tensor,
-    *,
-    weights: list[tuple[Tensor, Tensor]],
-    activate: Callable[[Tensor], Tensor],
-) -> Tensor:
-    sent = dispatch_tokens(expert, num_experts=len(weights))
-    used = [(count, *weight) for count, weight in zip(sent.counts, weights, strict=True) if count]
-    if not used:
-        return torch.zeros_like(tokens)
-    sizes = [count for count, *_ in used]
+    at_once = SLOTS_AT_ONCE // expert.shape[1] if tokens.device.type == "cpu" else max(1, len(tokens))
+    parts = zip(tokens.split(at_once), expert.split(at_once), gate.split(at_once), strict=True)
     if torch.is_grad_enabled() or torch.is_autocast_enabled(tokens.device.type):
-        rows = tokens.index_select(0, sent.token).split(sizes)
-        output = torch.cat([activate(row @ wi.T) @ wo.T for row, (_, wi, wo) in zip(rows, used, strict=True)])
-    else:  # neither gradients nor casts: each expert fetches its rows when it needs them and writes in place
-        output = tokens.new_empty(len(sent.token), tokens.shape[1])
-        for token, part, (_, wi, wo) in zip(sent.token.split(sizes), output.split(sizes), used, strict=True):
+        learnt = [_send(*part, weights=weights, activate=activate) for part in parts]
+        return learnt[0] if len(learnt) == 1 else torch.cat(learnt)
+    if expert.numel() * len(weights) <= FEW_COMPARISONS:
+        return _search(tokens, expert, gate, weights=weights, activate=activate)
+    output = torch.empty_like(tokens)
+    for part, place in zip(parts, output.split(at_once), strict=True):
+        _send_in_place(*part, weights=weights, activate=activate, place=place)
+    return output
+
+
+def _send(tokens: Tensor, expert: Tensor, gate: Tensor, *, weights: Weights, activate: Activation) -> Tensor:
+    """Sort, run and combine in a way that gradients and casts pass through."""
+    sent = dispatch_tokens(expert, num_experts=len(weights))
+    if not len(sent.token):
+        return torch.zeros_like(tokens)
+    rows = tokens.index_select(0, sent.token).split(sent.counts)
+    said = [activate(row @ wi.T) @ wo.T for row, (wi, wo) in zip(rows, weights, strict=True) if len(row)]
+    output = torch.cat(said)
+    gate = _without_dropped(gate, expert, num_experts=len(weights)).to(output.dtype)
+    return embedding_bag(sent.slot, output, mode="sum", per_sample_weights=gate)
+
+
+def _send_in_place(
+    tokens: Tensor, expert: Tensor, gate: Tensor, *, weights: Weights, activate: Activation, place: Tensor
+) -> None:
+    """Do what :func:`_send` does; each expert fetches its rows when it needs them, and nothing is copied twice."""
+    sent = dispatch_tokens(expert, num_experts=len(weights))
+    if not len(sent.token):
+        place.zero_()
+        return
+    output = tokens.new_empty(len(sent.token), tokens.shape[1])
+    sizes = sent.counts
+    for token, part, (wi, wo) in zip(sent.token.split(sizes), output.split(sizes), weights, strict=True):
+        if len(token):
             torch.mm(activate(tokens.index_select(0, token) @ wi.T), wo.T, out=part)
-    if len(sent.token) < expert.numel():
-        gate = gate.masked_fill(expert == len(weights), 0)
-    return embedding_bag(sent.slot, output, mode="sum", per_sample_weights=gate.to(output.dtype))
+    gate = _without_dropped(gate, expert, num_experts=len(weights)).to(output.dtype)
+    if expert.shape[1] == 1:
+        torch.index_select(output, 0, sent.slot[:, 0], out=place)
+        place.mul_(gate)
+    else:
+        place.copy_(embedding_bag(sent.slot, output, mode="sum", per_sample_weights=gate))
+
+
+def _search(tokens: Tensor, expert: Tensor, gate: Tensor, *, weights: Weights, activate: Activation) -> Tensor:
+    """Look for the tokens of each expert in turn."""
+    output = torch.zeros_like(tokens)
+    for index, (wi, wo) in enumerate(weights):
+        token, choice = torch.where(expert == index)
+        if len(token):
+            said = activate(tokens.index_select(0, token) @ wi.T) @ wo.T
+            output.index_add_(0, token, said.mul_(gate[token, choice, None]))
+    return output
+
+
+def _without_dropped(gate: Tensor, expert: Tensor, *, num_experts: int) -> Tensor:
+    return gate.masked_fill(expert == num_experts, 0)
