@@ -1,4 +1,6 @@
+import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -53,7 +55,8 @@ def grow(base, windows, validation):
 
     def call(folder, *, model=base, data=windows, **changes):
         options = {key: changes.pop(key) for key in ("soft_targets", "progress") if key in changes}
-        training = DistilConfig(steps=STEPS, batch_size=8, checkpoint_steps=5, learning_rate=1e-2, weight_decay=0.5)
+        rate = changes.pop("learning_rate", 1e-2)
+        training = DistilConfig(steps=STEPS, batch_size=8, checkpoint_steps=5, learning_rate=rate, weight_decay=0.5)
         config = ExpansionConfig(**{"layer": LAYER, "probe_steps": PROBE, "training": training} | changes)
         return expand(model, data, validation, config, folder, **options)
 
@@ -205,6 +208,19 @@ def test_validation_windows_without_a_target_are_refused(base, validation):
         validation_loss(base, Blank(DOMAINS[0], WINDOWS, part="validation", limit=1), batch_size=1)
 
 
+def test_a_model_that_forecasts_no_numbers_has_no_validation_loss(base, validation):
+    broken = copy.deepcopy(base)
+    with torch.no_grad():
+        broken.output_patch_embedding.output_layer.bias[0] = torch.nan
+    assert math.isnan(validation_loss(broken, validation, batch_size=4))
+
+
+def test_a_layer_that_diverged_is_left_out(grow, base, tmp_path):
+    found = grow(tmp_path, learning_rate=1e30, max_layers=1)
+    assert [entry["kept"] for entry in found.path] == [False]
+    assert type(found.model) is type(base)
+
+
 def test_a_folder_of_another_expansion_is_refused(grow, whole, make_teacher):
     other = use_exact_group_attention(make_teacher(seed=1, num_layers=2))
     fewer = TrainingWindows(DOMAINS, WINDOWS, size=31, seed=0)
@@ -233,6 +249,8 @@ def test_places_that_are_not_there_are_refused(grow, tmp_path):
         ({"min_gain": 1.0}, r"min_gain is a share of the validation loss and must be in \[0, 1\), got 1.0"),
         ({"candidates": (0, 0)}, r"candidates must name encoder blocks from 0, each once, got \[0, 0\]"),
         ({"candidates": ()}, r"candidates must name encoder blocks from 0, each once, got \[\]"),
+        ({"aux_weight": -0.1}, r"aux_weight must not be negative, got -0\.1"),
+        ({"layer": MoEConfig(noise=0.1)}, "noise changes copies of a dense block, and inserted layers have none"),
     ],
 )
 def test_impossible_expansions_are_refused(options, message):

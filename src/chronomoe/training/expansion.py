@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -48,6 +49,9 @@ class ExpansionConfig:
         for name in ("max_layers", "probe_steps"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        MoEInsertionConfig(after=(0,), layer=self.layer)  # refuses what inserted layers cannot be
+        if not self.aux_weight >= 0:
+            raise InputError(f"aux_weight must not be negative, got {self.aux_weight}")
         if not 0 <= self.min_gain < 1:
             raise InputError(f"min_gain is a share of the validation loss and must be in [0, 1), got {self.min_gain}")
         if self.candidates is not None and (
@@ -156,7 +160,8 @@ class _Search:
             self.probe(model, number, after, folder, first=first + index * self.config.probe_steps)
             for index, after in enumerate(self.probes)
         ]
-        after = min(probes, key=lambda probe: probe["validation"])["after"] if probes else self.places[0]
+        probes_by_loss = sorted(probes, key=lambda probe: (math.isnan(probe["validation"]), probe["validation"]))
+        after = probes_by_loss[0]["after"] if probes else self.places[0]
         grown = self.grow(model, number, after)
         first += len(self.probes) * self.config.probe_steps
         curve = self.tune(grown, self.config.training, folder / "tuning", first=first)
@@ -211,7 +216,7 @@ class _Search:
 
 @torch.no_grad()
 def validation_loss(model: ExactChronos2Model, windows: Dataset[Window], *, batch_size: int) -> float:
-    """Mean hard loss over the observed steps of all windows.
+    """Mean hard loss over the observed steps of all windows; NaN where the model forecasts none.
 
     Raises:
         InputError: every step to be forecast is missing.
@@ -226,8 +231,9 @@ def validation_loss(model: ExactChronos2Model, windows: Dataset[Window], *, batc
         target, _ = model.instance_norm(moved["future_target"], output.loc_scale)
         quantiles = output.normalized_preds[..., : target.shape[1]].float()
         loss = quantile_loss(quantiles, target, levels=levels)
-        total += loss.nansum().item()
-        steps += int(loss.isfinite().sum())
+        observed = ~target.isnan()
+        total += loss[observed].sum().item()
+        steps += int(observed.sum())
     if not steps:
         raise InputError("no validation window has a target: every value to be forecast is missing; use other series")
     return total / steps
