@@ -1,12 +1,32 @@
 """The commands of routes 2 and 3: upcycle and expand."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from chronomoe.cli_options import DATA_HELP, MODEL_HELP, Out, parse_blocks, read_domain
+
+ROUTING = "Routing and balance"
+Gating = Annotated[
+    Literal["softmax_then_top_k", "top_k_then_softmax"],
+    typer.Option(
+        help="Gates from the softmax over all experts, or over the chosen ones alone.", rich_help_panel=ROUTING
+    ),
+]
+Balance = Annotated[
+    Literal["l2", "switch", "none"],
+    typer.Option(help="Loss that keeps experts in use; l2 is weak while routers are unsure.", rich_help_panel=ROUTING),
+]
+ZWeight = Annotated[
+    float,
+    typer.Option(help="Of the z-loss, which keeps scores small, beside the balance loss.", rich_help_panel=ROUTING),
+]
+BiasRate = Annotated[
+    float,
+    typer.Option(help="Step of a bias that evens the load without a loss, such as 0.001.", rich_help_panel=ROUTING),
+]
 
 
 def upcycle(
@@ -17,17 +37,35 @@ def upcycle(
     granularity: Annotated[
         int, typer.Option(help="Slices that a dense block is cut into; experts are whole copies of it at 1.")
     ] = 1,
+    shared_width: Annotated[
+        int, typer.Option(help="Hidden units of the dense block that every token uses; experts get the rest.")
+    ] = 0,
     layers: Annotated[
         str | None, typer.Option(help="Encoder blocks that get an MoE layer, such as 0,2; all by default.")
     ] = None,
     noise: Annotated[
         float, typer.Option(help="Noise on copied experts, relative to the weights; 0 forecasts exactly as before.")
     ] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of routers and noise.")] = 0,
+    reinit: Annotated[
+        float, typer.Option(help="Share of a copied expert's hidden units that are drawn afresh, 0 to 1.")
+    ] = 0.0,
+    gating: Gating = "softmax_then_top_k",
+    balance: Balance = "switch",
+    z_weight: ZWeight = 0.001,
+    bias_rate: BiasRate = 0.0,
+    capacity_factor: Annotated[
+        float | None,
+        typer.Option(
+            help="An expert takes at most this multiple of its even share; no limit by default.",
+            rich_help_panel=ROUTING,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of routers, noise and fresh units.")] = 0,
 ) -> None:
     """Turn the feed-forward blocks of a dense checkpoint into MoE layers (route 2).
 
-    Until it is trained, the result forecasts exactly what the dense model did, unless noise is added.
+    Until it is trained, the result forecasts what the dense model did, unless --noise, --reinit or
+    --capacity-factor is given.
     Train it with ChronoMoEPipeline.fit, or as the student or the teacher of a distillation.
 
     Example: chronomoe upcycle tiny --out moe --num-experts 8 --top-k 2
@@ -39,8 +77,15 @@ def upcycle(
         num_experts=num_experts,
         top_k=top_k,
         granularity=granularity,
+        shared_width=shared_width,
         layers=None if layers is None else parse_blocks(layers, "layers"),
         noise=noise,
+        reinit=reinit,
+        gating=gating,
+        balance=balance,
+        z_weight=z_weight,
+        bias_rate=bias_rate,
+        capacity_factor=capacity_factor,
         seed=seed,
     )
     made = upcycle_checkpoint(model, out, config)
@@ -61,6 +106,17 @@ def expand(
     ] = None,
     num_experts: Annotated[int, typer.Option(help="Experts of each layer.")] = 4,
     top_k: Annotated[int, typer.Option(help="Experts of a token.")] = 1,
+    expert_width: Annotated[
+        int | None, typer.Option(help="Hidden units of an expert; a quarter of the dense block's by default.")
+    ] = None,
+    shared_width: Annotated[int, typer.Option(help="Hidden units of an expert that every token uses.")] = 0,
+    gating: Gating = "softmax_then_top_k",
+    balance: Balance = "switch",
+    bias_rate: BiasRate = 0.0,
+    aux_weight: Annotated[float, typer.Option(help="Of balance loss and z-loss.", rich_help_panel=ROUTING)] = 0.01,
+    tune_earlier: Annotated[
+        bool, typer.Option("--tune-earlier", help="Tune layers added before together with the new one.")
+    ] = False,
     min_gain: Annotated[
         float, typer.Option(help="Share of the validation loss that a layer must take away to stay.")
     ] = 0.0,
@@ -88,11 +144,22 @@ def expand(
     from chronomoe.training.losses import LossConfig
 
     config = ExpansionConfig(
-        layer=MoEConfig(num_experts=num_experts, top_k=top_k, seed=seed),
+        layer=MoEConfig(
+            num_experts=num_experts,
+            top_k=top_k,
+            expert_width=expert_width,
+            shared_width=shared_width,
+            gating=gating,
+            balance=balance,
+            bias_rate=bias_rate,
+            seed=seed,
+        ),
         max_layers=max_layers,
         candidates=None if candidates is None else parse_blocks(candidates, "candidates"),
         probe_steps=probe_steps,
         min_gain=min_gain,
+        tune_earlier=tune_earlier,
+        aux_weight=aux_weight,
         training=DistilConfig(
             steps=steps,
             batch_size=batch_size,
