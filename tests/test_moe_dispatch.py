@@ -39,10 +39,10 @@ def grouped(*choice, **weights):
     return run_experts(*choice, **weights, activate=torch.relu)
 
 
-@pytest.fixture(params=[0, 1024], ids=["sorted", "searched"])
+@pytest.fixture(params=[0, NUM_EXPERTS], ids=["sorted", "searched"])
 def way(request, monkeypatch):
-    """Sort all choices, or look for each expert's where they are few; the latter only without gradients."""
-    monkeypatch.setattr(moe_dispatch, "FEW_COMPARISONS", request.param)
+    """Sort all choices, or look for each expert's where experts are few; the latter only without gradients."""
+    monkeypatch.setattr(moe_dispatch, "FEW_EXPERTS", request.param)
 
 
 @pytest.mark.usefixtures("way")
@@ -72,7 +72,7 @@ def test_tokens_sent_out_in_parts_come_back_the_same(weights, top_k, monkeypatch
     choice[1][:9] = NUM_EXPERTS  # nothing is left to send of a whole part
     at_once = grouped(*choice, **weights)
     monkeypatch.setattr(moe_dispatch, "SLOTS_AT_ONCE", 7 * top_k)
-    monkeypatch.setattr(moe_dispatch, "FEW_COMPARISONS", 0)
+    monkeypatch.setattr(moe_dispatch, "FEW_EXPERTS", 0)
     for gradients in (False, True):
         with torch.set_grad_enabled(gradients):
             torch.testing.assert_close(grouped(*choice, **weights), at_once, rtol=1e-5, atol=1e-5)

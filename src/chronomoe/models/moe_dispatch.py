@@ -10,8 +10,8 @@ from torch.nn.functional import embedding_bag
 
 SLOTS_AT_ONCE = 8_192
 """Choices sent out at a time on a CPU: buffers of a few MB stay in the cache, larger ones cost page faults."""
-FEW_COMPARISONS = 1_024
-"""Up to here, comparing every choice with every expert costs less than sorting choices."""
+FEW_EXPERTS, FEW_CHOICES = 4, 1_024
+"""Up to here, looking for the choices of each expert costs less than sorting them."""
 
 
 Weights = list[tuple[Tensor, Tensor]]
@@ -65,14 +65,15 @@ def run_experts(
     Each expert is two matrix products over the rows that were sent to it. ``bench/dispatch.py`` compares this with a
     loop that looks for each expert's tokens; ``torch.nn.functional.grouped_mm`` was no faster on a CPU.
     """
+    learns = torch.is_grad_enabled() or torch.is_autocast_enabled(tokens.device.type)
+    if not learns and len(wi) <= FEW_EXPERTS and expert.numel() <= FEW_CHOICES:
+        return _search(tokens, expert, gate, wi=wi, wo=wo, activate=activate)
     weights = list(zip(wi.unbind(), wo.unbind(), strict=True))
     at_once = SLOTS_AT_ONCE // expert.shape[1] if tokens.device.type == "cpu" else max(1, len(tokens))
     parts = zip(tokens.split(at_once), expert.split(at_once), gate.split(at_once), strict=True)
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(tokens.device.type):
-        learnt = [_send(*part, weights=weights, activate=activate) for part in parts]
-        return learnt[0] if len(learnt) == 1 else torch.cat(learnt)
-    if expert.numel() * len(weights) <= FEW_COMPARISONS:
-        return _search(tokens, expert, gate, weights=weights, activate=activate)
+    if learns:
+        sums = [_send(*part, weights=weights, activate=activate) for part in parts]
+        return sums[0] if len(sums) == 1 else torch.cat(sums)
     output = torch.empty_like(tokens)
     for part, place in zip(parts, output.split(at_once), strict=True):
         _send_in_place(*part, weights=weights, activate=activate, place=place)
@@ -112,13 +113,13 @@ def _send_in_place(
         place.copy_(embedding_bag(sent.slot, output, mode="sum", per_sample_weights=gate))
 
 
-def _search(tokens: Tensor, expert: Tensor, gate: Tensor, *, weights: Weights, activate: Activation) -> Tensor:
+def _search(tokens: Tensor, expert: Tensor, gate: Tensor, *, wi: Tensor, wo: Tensor, activate: Activation) -> Tensor:
     """Look for the tokens of each expert in turn."""
     output = torch.zeros_like(tokens)
-    for index, (wi, wo) in enumerate(weights):
+    for index in range(len(wi)):
         token, choice = torch.where(expert == index)
         if len(token):
-            said = activate(tokens.index_select(0, token) @ wi.T) @ wo.T
+            said = activate(tokens.index_select(0, token) @ wi[index].T) @ wo[index].T
             output.index_add_(0, token, said.mul_(gate[token, choice, None]))
     return output
 
