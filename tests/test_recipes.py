@@ -14,24 +14,43 @@ def config(values):
     return parse(SMALLEST | values, RunConfig, source="mine.yaml")
 
 
-def kind_of(name):
-    return PretrainConfig if "teacher" in name else RunConfig
+EVERY = [(name, kind) for kind in (RunConfig, PretrainConfig) for name in recipe_names(kind)]
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_every_shipped_recipe_is_accepted(name):
-    assert isinstance(load_recipe(name, kind_of(name)), kind_of(name))
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_every_shipped_recipe_is_accepted(name, kind):
+    assert isinstance(load_recipe(name, kind), kind)
 
 
 def test_the_recipes_of_the_readme_ship():
-    assert {"demo", "ci"} <= set(recipe_names())
+    assert {"demo", "demo-route2", "demo-route3", "demo-routes", "ci"} == set(recipe_names())
+    assert recipe_names(PretrainConfig) == ["tiny-teacher"]
 
 
-@pytest.mark.parametrize("name", recipe_names())
-def test_a_dumped_recipe_loads_back_equal(name, tmp_path):
-    recipe = load_recipe(name, kind_of(name))
+def test_recipes_of_one_kind_are_not_offered_for_another():
+    with pytest.raises(InputError, match=r"Unknown recipe 'tiny-teacher'\. Available: ci, demo"):
+        load_recipe("tiny-teacher")
+    with pytest.raises(InputError, match=r"Unknown recipe 'demo'\. Available: tiny-teacher, or"):
+        load_recipe("demo", PretrainConfig)
+
+
+@pytest.mark.parametrize(("name", "kind"), EVERY)
+def test_a_dumped_recipe_loads_back_equal(name, kind, tmp_path):
+    recipe = load_recipe(name, kind)
     (tmp_path / "again.yaml").write_text(dump(recipe))
-    assert load_recipe(str(tmp_path / "again.yaml"), kind_of(name)) == recipe
+    assert load_recipe(str(tmp_path / "again.yaml"), kind) == recipe
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    (tmp_path / "mine.yaml").write_text("domains: [{data: 'demo:web'}]\nbudget:\n  steps: 5\n  steps: 6\n")
+    with pytest.raises(InputError, match=r"mine.yaml is not a YAML file: the key 'steps' stands twice.*line 3"):
+        load_recipe(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", " ", "a\\b"])
+def test_a_name_that_is_no_folder_is_refused(name):
+    with pytest.raises(InputError, match="must not be empty, hold a slash or start with a dot"):
+        config({"domains": [{"data": "demo:web", "name": name}]})
 
 
 def test_every_field_survives_a_round_trip():

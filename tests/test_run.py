@@ -194,6 +194,14 @@ def test_joint_training_moves_the_experts_and_is_drawn(joint_run):
     assert "joint" in json.loads((joint_run / "curves.json").read_text())
 
 
+def test_a_budget_too_small_for_a_generalist_has_experts_straight_from_the_teacher(make_recipe, tmp_path):
+    recipe = make_recipe(budget=FEW | {"steps": 1})
+    setup = Setup(recipe, tmp_path / "run", console=Console(file=StringIO()))
+    trained = students(setup, soft_targets(setup))
+    model = ChronoMoEPipeline.from_pretrained(mixture(setup, trained) / "model").model
+    assert model.config.expert_names == ["power", "sales"]
+
+
 def test_own_share_mixes_other_windows_into_an_experts(make_recipe, tmp_path):
     setup = Setup(make_recipe(experts={"own_share": 0.75}), tmp_path / "run")
     owners = [setup.pool().domain_of(window.index) for window in group_windows(setup, "sales")]

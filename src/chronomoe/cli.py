@@ -88,15 +88,17 @@ def pretrain(
     """
     from dataclasses import replace
 
+    from chronomoe.commands_pretrain import pretrain_teacher
     from chronomoe.recipes import load_recipe
     from chronomoe.training.pretraining import PretrainConfig
-    from chronomoe.training.pretraining import pretrain as run_pretraining
 
     check_parent(out)
     config = load_recipe(recipe, PretrainConfig)
     if steps is not None:
         config = replace(config, steps=steps)
-    run_pretraining(config, out, progress=lambda done, total: print(f"corpus: part {done} of {total}", file=sys.stderr))
+    pretrain_teacher(
+        config, out, progress=lambda done, total: print(f"corpus: part {done} of {total}", file=sys.stderr)
+    )
     print(f"saved {out}")
 
 

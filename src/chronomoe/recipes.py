@@ -42,6 +42,15 @@ class DomainConfig:
     seasonality: int | None = None
     """Steps of the main period; by default the usual one of the step."""
 
+    def __post_init__(self) -> None:
+        if self.name is not None and (
+            not self.name.strip() or {"/", "\\"} & set(self.name) or self.name.startswith(".")
+        ):
+            raise InputError(
+                "the name of a domain becomes a folder's: it must not be empty, hold a slash or start with a dot, "
+                f"got {self.name!r}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
@@ -243,10 +252,28 @@ def _positive(config: Any, *names: str) -> None:
             raise InputError(f"{name} must be positive, got {getattr(config, name)}")
 
 
-def recipe_names() -> list[str]:
-    """Return the recipes that ship with the package."""
+TEACHERS = "-teacher"
+"""How the names of recipes for ``chronomoe pretrain`` end."""
+
+
+def recipe_names(kind: type[Any] = RunConfig) -> list[str]:
+    """Return the recipes that ship with the package: those of runs, or of another kind of configuration."""
     folder = resources.files("chronomoe") / "assets" / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return [name for name in names if name.endswith(TEACHERS) == (kind is not RunConfig)]
+
+
+class _OnceOnly(yaml.SafeLoader):
+    """Refuses a key that stands twice in one place, where YAML's loader lets the last one win."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Read keys and values."""
+        keys = [self.construct_object(key, deep=deep) for key, _ in node.value]
+        twice = next((key for place, key in enumerate(keys) if key in keys[:place]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return found
 
 
 def load_recipe(name: str, kind: type[Any] = RunConfig) -> Any:
@@ -258,17 +285,19 @@ def load_recipe(name: str, kind: type[Any] = RunConfig) -> Any:
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise InputError(f"there is no recipe file {name}; write one, or use a name: {', '.join(recipe_names())}")
+            raise InputError(
+                f"there is no recipe file {name}; write one, or use a name: {', '.join(recipe_names(kind))}"
+            )
         text = path.read_bytes()
-    elif name in recipe_names():
+    elif name in recipe_names(kind):
         text = (resources.files("chronomoe") / "assets" / "recipes" / f"{name}.yaml").read_bytes()
     else:
-        known = recipe_names()
+        known = recipe_names(kind)
         raise InputError(
             f"Unknown recipe {name!r}. Available: {', '.join(known)}, or a .yaml file.{nearest(name, known)}"
         )
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader=_OnceOnly)
     except yaml.YAMLError as error:
         raise InputError(f"{name} is not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -65,7 +65,13 @@ class Setup:
     def has_generalist_member(self) -> bool:
         """Whether the generalist is one of the experts."""
         experts = self.config.experts
-        return experts.generalist_member and experts.branch and self.config.budget.generalist_share > 0
+        return experts.generalist_member and self.generalist_steps > 0
+
+    @property
+    def generalist_steps(self) -> int:
+        """Steps of the generalist that experts branch from; 0 where they start from the teacher."""
+        budget = self.config.budget
+        return round(budget.generalist_share * budget.steps) if self.config.experts.branch else 0
 
     def _check_members(self) -> None:
         experts, routing = self.config.experts, self.config.moe.routing

@@ -130,7 +130,7 @@ def students(setup: Setup, store: Path) -> dict[str, Path]:
 def experts(setup: Setup, store: Path) -> dict[str, Path]:
     """Distil the generalist that experts branch from, the experts, and the ``single`` students."""
     budget = setup.config.budget
-    shared = round(budget.generalist_share * budget.steps) if setup.config.experts.branch else 0
+    shared = setup.generalist_steps
     own = max(1, (budget.steps - shared) // len(setup.groups))
     paths: dict[str, Path] = {}
     start = None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
 from pydantic import TypeAdapter, ValidationError
@@ -197,7 +198,7 @@ class ValidationBatches(Dataset[Batch]):
         shape = WindowConfig(
             context_length=length, horizon=min(96, config.mix.horizon), min_context_length=min(64, length)
         )
-        self._windows = EvaluationWindows(domain, shape, part="test", limit=windows)
+        self._windows = EvaluationWindows(domain, shape, part="validation", limit=windows)
 
     def __len__(self) -> int:
         return -(-len(self._windows) // self.rows)
@@ -313,9 +314,14 @@ def pretrain(
     trainer.train(resume_from_checkpoint=resume)
     use_averaged_weights(trainer.optimizer)
     cast_parameters(model, torch.bfloat16)
-    if trainer.is_world_process_zero():
+    if is_first_process():
         model.save_pretrained(out)
     return model
+
+
+def is_first_process() -> bool:
+    """Tell whether this process writes for all that train together."""
+    return bool(PartialState().is_main_process)
 
 
 def _arguments(config: PretrainConfig, folder: Path) -> TrainingArguments:
