@@ -40,7 +40,11 @@ def results(series: dict[str, Any], covariates: dict[str, Any]) -> str:
     lines.append(
         f"| geometric mean (mean coverage) | {whole['WQL']:.3f} | {whole['MAE']:.3f} | {whole['coverage']:.2f} |"
     )
-    gains = ", ".join(f"{name} {whole[f'{name} MSE']:.3f} / {whole[f'{name} MAE']:.3f}" for name in ("ETTh1", "ETTh2"))
+    gains = ", ".join(
+        f"{name} {whole[f'{name} MSE']:.3f} / {whole[f'{name} MAE']:.3f}"
+        for name in ("ETTh1", "ETTh2")
+        if f"{name} MSE" in whole
+    )
     lines += [
         f"\nMSE / MAE on values z-scored by the train rows, test windows every 24 hours: {gains}.\n",
         "Synthetic tasks that one known future covariate drives (`tools/score_covariates.py`): error with it, relative "
