@@ -109,7 +109,9 @@ def test_every_kind_of_input_is_forecast_whatever_else_is_in_the_batch(pipeline,
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_that_was_only_upcycled_forecasts_as_the_dense_one_does(dense, series, kind):
     inputs = inputs_of(kind, series, 20)
-    expected = Chronos2Pipeline(dense).predict(inputs, prediction_length=20)
+    expected = [one.sort(dim=1).values for one in Chronos2Pipeline(dense).predict(inputs, prediction_length=20)]
+    if kind == "ragged":
+        expected[-1].fill_(series[-1, 0, -1])  # one value, so constant
     for model in (upcycle(dense, MoEConfig()), MoEEnhancedChronos2(dense, MoEInsertionConfig(after=(0,)))):
         actual = ChronoMoEPipeline(model).predict(inputs, prediction_length=20)
         for one, other in zip(actual, expected, strict=True):
@@ -179,14 +181,15 @@ def test_every_loader_gives_the_same_numbers_after_saving(pipeline, model, serie
     for loader in (ChronoMoEPipeline, BaseChronosPipeline, Chronos2Pipeline):
         loaded = loader.from_pretrained(tmp_path / "saved")
         assert type(loaded.model) is type(model)
-        assert_close(forecast(loaded, series), expected)
+        assert_close(forecast(loaded, series).sort(dim=2).values, expected)  # the stock one leaves them as they come
     assert type(BaseChronosPipeline.from_pretrained(tmp_path / "saved")) is ChronoMoEPipeline
 
 
 def test_the_stock_pipeline_saves_a_model_that_loads_again(model, series, tmp_path):
     stock = Chronos2Pipeline(model)
     stock.save_pretrained(tmp_path / "saved")
-    assert_close(forecast(BaseChronosPipeline.from_pretrained(tmp_path / "saved"), series), forecast(stock, series))
+    expected = forecast(stock, series).sort(dim=2).values
+    assert_close(forecast(BaseChronosPipeline.from_pretrained(tmp_path / "saved"), series), expected)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -228,7 +231,9 @@ def test_fit_lowers_the_error(dense, tmp_path):
         options = {"num_steps": 40, "batch_size": 16, "learning_rate": 5e-3, "disable_tqdm": True}
         pipeline = ChronoMoEPipeline(model)
         before, after = (
-            each.predict_quantiles(pasts, prediction_length=16)[1]
+            Chronos2Pipeline(each.model).predict_quantiles(pasts, prediction_length=16)[
+                1
+            ]  # sorting helps untrained ones
             for each in (pipeline, pipeline.fit(pasts, 16, output_dir=tmp_path, **options))
         )
         error = [

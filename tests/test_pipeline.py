@@ -115,7 +115,7 @@ def frame_of(series, columns=("target", "known", "past"), horizon=0):
 @pytest.mark.parametrize("horizon", [20, 3 * ONE_PASS])
 @pytest.mark.parametrize("cross_learning", [False, True])
 @pytest.mark.filterwarnings("ignore:We recommend keeping prediction length")
-def test_a_plain_model_gives_the_numbers_of_the_stock_pipeline(make_teacher, series, kind, horizon, cross_learning):
+def test_a_plain_model_gives_the_stock_numbers_in_order(make_teacher, series, kind, horizon, cross_learning):
     inputs = inputs_of(kind, series, horizon)
     both = []
     for pipeline in (Chronos2Pipeline, ChronoMoEPipeline):
@@ -123,7 +123,10 @@ def test_a_plain_model_gives_the_numbers_of_the_stock_pipeline(make_teacher, ser
         both.append(
             pipeline(model).predict(inputs, prediction_length=horizon, batch_size=5, cross_learning=cross_learning)
         )
-    for stock, ours in zip(*both, strict=True):
+    expected = [stock.sort(dim=1).values for stock in both[0]]
+    if kind == "ragged" and not cross_learning:
+        expected[-1].fill_(series[-1, 0, -1])  # one value, so constant
+    for stock, ours in zip(expected, both[1], strict=True):
         assert_close(ours, stock)
 
 
@@ -259,7 +262,7 @@ def test_every_loader_gives_the_same_numbers_after_saving(pipeline, saved, serie
     expected = forecast(pipeline, series)
     for loader in (ChronoMoEPipeline, BaseChronosPipeline, Chronos2Pipeline):
         loaded = loader.from_pretrained(saved)
-        assert_close(forecast(loaded, series), expected)
+        assert_close(forecast(loaded, series).sort(dim=2).values, expected)  # the stock ones leave them as they come
 
 
 def test_the_base_class_loads_a_mixture_as_our_pipeline(mixture, tmp_path):
@@ -270,7 +273,7 @@ def test_the_base_class_loads_a_mixture_as_our_pipeline(mixture, tmp_path):
 def test_the_stock_pipeline_saves_a_mixture_that_loads_again(mixture, series, tmp_path):
     Chronos2Pipeline(mixture.eval()).save_pretrained(tmp_path / "moe")
     loaded = BaseChronosPipeline.from_pretrained(tmp_path / "moe")
-    expected = forecast(Chronos2Pipeline(mixture), series)
+    expected = forecast(Chronos2Pipeline(mixture), series).sort(dim=2).values
     assert_close(forecast(loaded, series), expected)
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import torch
 from chronos.chronos2 import Chronos2Model, Chronos2Pipeline
 from chronos.chronos2.dataset import Chronos2Dataset, DatasetMode, PreparedInput, TensorOrArray
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -43,6 +45,14 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
     a whole batch one group, and so gives it one choice of experts). Of each series ``predict`` returns
     ``(variate, quantile, horizon)``, ``predict_quantiles`` ``(variate, horizon, quantile)`` and the median, both in the
     unit of the series; ``predict_df`` takes and returns long frames; ``embed`` returns ``(variate, token, d_model)``.
+
+    It promises two things of every forecast that the stock pipeline, whose numbers they are otherwise, does not:
+
+    - Quantiles never cross: those of each step are sorted, which never raises their mean quantile loss (monotone
+      rearrangement; Chernozhukov, Fernandez-Val & Galichon, 2010, Econometrica 78(3), https://arxiv.org/abs/0704.3649).
+    - A constant is forecast as that constant, at all levels: a series whose observed values, one or more, are all
+      equal. Other variates and covariates may move it: with those, every one of them must be constant too, known
+      future values included. ``cross_learning`` makes one group of the batch, so this asks it of all its series.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -115,6 +125,26 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         with whole_folder(Path(save_directory)) as folder:
             self.model.save_pretrained(folder, *args, **kwargs)
             (folder / "README.md").write_text(model_card(self.model, name=name, sections=sections), encoding="utf-8")
+
+    def _predict_batch(
+        self,
+        context: Tensor,
+        group_ids: Tensor,
+        future_covariates: Tensor,
+        *rest: Any,
+        target_idx_ranges: Sequence[Sequence[int]],
+        **options: Any,
+    ) -> list[Tensor]:
+        """Forecast as upstream does, long horizons from its raw quantiles too, and keep the promises at the end."""
+        level = constant_level(torch.cat([context, future_covariates], dim=1), group_ids=group_ids).cpu()
+        forecasts: list[Tensor] = super()._predict_batch(
+            context, group_ids, future_covariates, *rest, target_idx_ranges=target_idx_ranges, **options
+        )
+        rank = torch.tensor(self.quantiles).argsort().argsort()  # levels may come in any order
+        return [
+            put_in_order(forecast, level=level[first:last])[:, rank]
+            for forecast, (first, last) in zip(forecasts, target_idx_ranges, strict=True)
+        ]
 
     def fit(
         self,
@@ -234,6 +264,30 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
                 f"{method} needs a mixture of distilled experts, this pipeline holds a {type(self.model).__name__}"
             )
         return self.model
+
+
+def constant_level(values: Float[Tensor, "batch time"], *, group_ids: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Return the value that each row always has; NaN for rows that vary or share a group with one that does.
+
+    Chronos-2 scales a row that never varies by 1e-5: what a model says of it is noise of that size.
+
+    Args:
+        values: of each row, past and known future; NaN where unknown. A row without any is not constant.
+        group_ids: rows of one group may move each other.
+    """
+    seen = ~values.isnan()
+    low = values.where(seen, torch.inf).amin(dim=1)
+    high = values.where(seen, -torch.inf).amax(dim=1)
+    moved = torch.isin(group_ids, group_ids[low != high])
+    return low.masked_fill(moved, torch.nan)
+
+
+def put_in_order(
+    quantiles: Float[Tensor, "row quantile horizon"], *, level: Float[Tensor, " row"]
+) -> Float[Tensor, "row quantile horizon"]:
+    """Sort the quantiles of each step, and take ``level`` for all of them where it is not NaN."""
+    level = level[:, None, None]
+    return torch.where(level.isnan(), quantiles.sort(dim=1).values, level)
 
 
 def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", **kwargs: Any) -> PreTrainedModel:
