@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -183,3 +184,16 @@ def test_run_prints_the_table_and_the_report_and_uses_its_options(chronomoe, rec
     (folder / "report.md").unlink()
     status, out, _ = chronomoe("report", folder)
     assert (status, (folder / "report.md").is_file()) == (0, True)
+
+
+@pytest.mark.parametrize(("width", "domains"), [(60, False), (200, True)])
+def test_a_terminal_gets_the_figures_by_domain_where_they_fit(
+    finished_run, chronomoe, recipe, monkeypatch, tmp_path, width, domains
+):
+    folder = shutil.copytree(finished_run, tmp_path / "run")
+    monkeypatch.setenv("COLUMNS", str(width))
+    status, out, _ = chronomoe("run", recipe(), "--out", folder)
+    heading = next(line for line in out.splitlines() if "MASE" in line)
+    assert status == 0
+    assert ("power" in heading and "sales" in heading) == domains
+    assert "…" not in out

@@ -294,18 +294,26 @@ def _print_summary(folder: Path) -> None:
 
 
 def _print_records(records: list[dict[str, Any]]) -> None:
-    """Print a table of WQL by domain, with the overall ratios."""
+    """Print a table of the overall ratios, and of WQL by domain where the terminal is wide enough."""
+    console = Console()
     domains = [name for name in dict.fromkeys(record["domain"] for record in records) if name != "overall"]
-    table = Table(title="WQL by domain; overall: geometric mean relative to seasonal naive, lower is better")
-    for heading in ("model", *domains, "WQL", "MAE", "MASE"):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
+    whole, short = _records_table(records, domains), _records_table(records, [])
+    needed = console.measure(whole, options=console.options.update(max_width=10 * console.width)).maximum
+    console.print(whole if needed <= console.width else short)
+
+
+def _records_table(records: list[dict[str, Any]], domains: list[str]) -> Table:
+    by_domain = "; by domain: WQL itself" if domains else ""
+    table = Table(title=f"Relative to seasonal naive, geometric mean over domains, lower is better{by_domain}")
+    for heading in ("model", "WQL", "MAE", "MASE", *domains):
+        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
     value = {(record["model"], record["domain"], record["metric"]): record["value"] for record in records}
     names = dict.fromkeys(record["model"] for record in records)
     for name in sorted(names, key=lambda name: value.get((name, "overall", "WQL"), float("inf"))):
-        cells = [value.get((name, domain, "WQL")) for domain in domains]
-        cells += [value.get((name, "overall", metric)) for metric in ("WQL", "MAE", "MASE")]
+        cells = [value.get((name, "overall", metric)) for metric in ("WQL", "MAE", "MASE")]
+        cells += [value.get((name, domain, "WQL")) for domain in domains]
         table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
-    Console().print(table)
+    return table
 
 
 def _command() -> str:
