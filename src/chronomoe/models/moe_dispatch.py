@@ -10,6 +10,8 @@ from torch.nn.functional import embedding_bag
 
 SLOTS_AT_ONCE = 8_192
 """Choices sent out at a time on a CPU: buffers of a few MB stay in the cache, larger ones cost page faults."""
+ROWS_OF_AN_EXPERT = 256
+"""But on average so many for each expert, that reading its weights pays."""
 FEW_EXPERTS, FEW_CHOICES = 4, 1_024
 """Up to here, looking for the choices of each expert costs less than sorting them."""
 
@@ -69,7 +71,8 @@ def run_experts(
     if not learns and len(wi) <= FEW_EXPERTS and expert.numel() <= FEW_CHOICES:
         return _search(tokens, expert, gate, wi=wi, wo=wo, activate=activate)
     weights = list(zip(wi.unbind(), wo.unbind(), strict=True))
-    at_once = SLOTS_AT_ONCE // expert.shape[1] if tokens.device.type == "cpu" else max(1, len(tokens))
+    slots = max(SLOTS_AT_ONCE, ROWS_OF_AN_EXPERT * len(wi))
+    at_once = slots // expert.shape[1] if tokens.device.type == "cpu" else max(1, len(tokens))
     parts = zip(tokens.split(at_once), expert.split(at_once), gate.split(at_once), strict=True)
     if learns:
         sums = [_send(*part, weights=weights, activate=activate) for part in parts]
