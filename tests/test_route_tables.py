@@ -128,8 +128,8 @@ def test_marks_stand_in_both_reports(run_folder):
     assert next(line for line in lines if "1.020 to 1.060" in line).split("|")[9] == " *1.040* (1.020 to 1.060) "
 
 
-def test_validation_losses_stand_pair_by_pair_with_the_overall_last(run_folder):
-    head, *rows = table(write_report(run_folder), ["Model", *DOMAINS, "overall"])
+def test_validation_losses_stand_pair_by_pair_with_the_overall_first(run_folder):
+    head, *rows = table(write_report(run_folder), ["Model", "overall", *DOMAINS])
     assert [row[0] for row in rows] == [
         *("upcycled", "generalist-wide", "difference"),
         *("expanded", "generalist-base", "difference"),
@@ -147,11 +147,11 @@ def test_a_domain_without_a_loss_is_a_gap():
     shared = {"against": "dense", "loss": 0.31, "against_loss": 0.32, "difference": -0.01, "low": -0.02, "high": 0.01}
     rows = [{**shared, "model": "a", "domain": "web"}, {**shared, "model": "b", "domain": "overall"}]
     found = validation_table(rows, {})
-    assert found.columns == ["web", "overall"]
+    assert found.columns == ["overall", "web"]
     assert [[cell.text for cell in row.cells] for row in found.rows[3:]] == [
-        ["–", "0.3100"],
-        ["–", "0.3200"],
-        ["–", "−0.0100"],
+        ["0.3100", "–"],
+        ["0.3200", "–"],
+        ["−0.0100", "–"],
     ]
 
 

@@ -91,7 +91,7 @@ def _rival_cells(row: Mapping[str, Any]) -> list[Cell]:
 def validation_table(rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> Table:
     """Validation losses of models and their rivals by domain, and what lies between the two."""
     names = list(dict.fromkeys(row["domain"] for row in rows))
-    domains = [name for name in names if name != "overall"] + [name for name in names if name == "overall"]
+    domains = sorted(names, key=lambda name: name != "overall")  # first: with many domains the last are out of sight
     pairs: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         pairs.setdefault((row["model"], row["against"]), {})[row["domain"]] = row
