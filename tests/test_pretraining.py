@@ -120,6 +120,26 @@ def test_a_run_can_go_on_longer_or_to_its_end_while_the_rate_is_constant(killed,
     assert stored(out) == stored(tmp_path / "alone")
 
 
+class Rates(TrainerCallback):
+    """Notes the learning rate of every step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_begin(self, args, state, control, lr_scheduler=None, **kwargs):
+        self.seen.append(lr_scheduler.get_last_lr()[0])
+
+
+def test_a_run_of_few_steps_is_the_start_of_the_whole_one(tmp_path):
+    whole, few = Rates(), Rates()
+    config = dataclasses.replace(CONFIG, steps=6, warmup_steps=4, decay_steps=2, validation=())
+    pretrain(config, tmp_path / "whole", callbacks=[whole])
+    pretrain(dataclasses.replace(config, steps=2), tmp_path / "few", callbacks=[few])
+    assert few.seen == whole.seen[:2]
+    assert whole.seen == sorted(whole.seen[:5]) + whole.seen[5:]
+    assert whole.seen[5] < whole.seen[4] == config.learning_rate
+
+
 @pytest.mark.parametrize(
     ("first", "then", "done", "same"),
     [
@@ -138,7 +158,7 @@ def test_a_run_can_go_on_longer_or_to_its_end_while_the_rate_is_constant(killed,
         ({}, {"growth": ()}, 2, False),
         ({}, {"growth": (Phase(steps=12, context_length=32, batch_size=8),)}, 6, True),
         ({}, {"growth": (Phase(steps=12, context_length=32, batch_size=8),)}, 7, False),
-        ({"steps": 1, "decay_steps": 0}, {}, 1, False),  # its warm-up was shorter
+        ({"steps": 1}, {}, 1, True),  # no warm-up is shortened, and nothing decays before its end
     ],
 )
 def test_runs_that_begin_alike_are_told_from_others(first, then, done, same):

@@ -149,6 +149,11 @@ class PretrainConfig:
         last = Phase(steps=left, context_length=self.mix.context_length, batch_size=self.batch_size)
         return (*phases, last)
 
+    @property
+    def decay(self) -> int:
+        """Steps in which the rate falls: after the warm-up, which is not shortened, so that a short run is a start."""
+        return max(0, min(self.decay_steps, self.steps - self.warmup_steps))
+
     def begins_like(self, other: "PretrainConfig", *, steps: int) -> bool:
         """Tell whether the first ``steps`` steps of both runs are the same."""
         free = {"steps": 1, "decay_steps": 0, "growth": (), "save_steps": 1, "validation_steps": 1, "workers": 0}
@@ -156,9 +161,7 @@ class PretrainConfig:
             return False
         if steps and replace(self, steps=steps).phases != replace(other, steps=steps).phases:
             return False
-        if steps and min(self.warmup_steps, self.steps) != min(other.warmup_steps, other.steps):
-            return False
-        stable = min(config.steps - config.decay_steps for config in (self, other))
+        stable = min(config.steps - config.decay for config in (self, other))
         return steps <= stable or (self.steps, self.decay_steps) == (other.steps, other.decay_steps)
 
 
@@ -334,11 +337,11 @@ def _arguments(config: PretrainConfig, folder: Path) -> TrainingArguments:
         learning_rate=config.learning_rate,
         lr_scheduler_type="warmup_stable_decay",
         lr_scheduler_kwargs={
-            "num_decay_steps": min(config.decay_steps, config.steps - min(config.warmup_steps, config.steps)),
+            "num_decay_steps": config.decay,
             "decay_type": "1-sqrt",
             "min_lr_ratio": 0.01,
         },
-        warmup_steps=min(config.warmup_steps, config.steps),
+        warmup_steps=config.warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=1.0,
         bf16=config.bf16,
