@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import subprocess
 import sys
 
@@ -15,6 +16,9 @@ from chronomoe.models.distilled_moe import BalanceConfig, MixtureConfig, build_m
 from chronomoe.models.group_attention import use_exact_group_attention
 from chronomoe.models.router import RouterConfig, RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
+torch.set_num_threads(1)  # sums in one order, so that the same seed gives the same bits; tiny models are faster, too
 
 SIZES = {"d_model": 48, "d_kv": 16, "d_ff": 96, "num_layers": 4, "num_heads": 4}
 FORECASTING = {
