@@ -21,7 +21,7 @@ demo: $(STAMP)
 	$(BIN)/chronomoe run demo --out $(OUT)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
