@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from chronomoe.data import composing
-from chronomoe.data.composing import compose, level, profile
+from chronomoe.data.composing import compose, level, profile, walk
 
 SEEDS = range(300)
 
@@ -54,6 +54,24 @@ def test_a_level_has_zero_mean_and_unit_spread(steps):
         assert slow.shape == (steps,)
         assert abs(slow.mean()) < 1e-9
         assert slow.std() == pytest.approx(1) or not slow.any()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 400])
+def test_a_walk_is_finite_and_of_unit_spread(steps):
+    for seed in range(60):
+        values = walk(generator(seed), steps)
+        assert values.shape == (steps,)
+        assert np.isfinite(values).all()
+        assert values.std() == pytest.approx(1) or not values.any()
+
+
+def test_the_next_value_of_a_walk_is_best_guessed_by_its_last_one():
+    last, season = [], []
+    for seed in range(100):
+        values = walk(generator(seed), 1000)
+        last.append(np.abs(values[1:] - values[:-1]).mean())
+        season.append(np.abs(values[7:] - values[:-7]).mean())
+    assert np.median(np.array(season) / np.array(last)) > 2  # of independent steps: the root of 7
 
 
 def test_a_level_changes_slowly():

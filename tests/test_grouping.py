@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from chronomoe.data.grouping import (
+    SIMPLE,
+    Driving,
     couple,
     covariate_window,
     delay,
@@ -12,6 +14,7 @@ from chronomoe.data.grouping import (
 )
 
 LENGTH, HORIZON = 200, 40
+KNOWN = Driving(known_share=1.0)
 
 
 def generator(seed):
@@ -93,7 +96,7 @@ def test_a_covariate_window_has_one_target_then_past_only_then_known_rows(num_co
             noise(seed),
             num_covariates=num_covariates,
             length=LENGTH,
-            known_share=known_share,
+            driving=Driving(known_share=known_share),
         )
         assert window.context.shape == (1 + num_covariates, LENGTH)
         assert np.isfinite(window.context).all()
@@ -112,7 +115,7 @@ def test_known_covariates_drive_the_target_and_other_series_do_not():
     """The target itself is white noise: what can be told about its future, the covariates told."""
     own, others = [], []
     for seed in range(60):
-        window = covariate_window(generator(seed), noise(seed), num_covariates=1, length=LENGTH, known_share=1.0)
+        window = covariate_window(generator(seed), noise(seed), num_covariates=1, length=LENGTH, driving=KNOWN)
         covariate = np.concatenate([window.context[1:], window.known[1:]], axis=1).astype(np.float64)
         target = np.concatenate([window.context[0], window.target[0]]).astype(np.float64)
         own.append(explained(target, covariate))
@@ -125,7 +128,7 @@ def test_known_covariates_drive_the_target_and_other_series_do_not():
 def test_the_future_of_a_known_covariate_matters_to_the_future_of_the_target():
     gains = []
     for seed in range(40):
-        window = covariate_window(generator(seed), noise(seed), num_covariates=1, length=LENGTH, known_share=1.0)
+        window = covariate_window(generator(seed), noise(seed), num_covariates=1, length=LENGTH, driving=KNOWN)
         whole = np.concatenate([window.context[1], window.known[1]]).astype(np.float64)
         past, future = np.vander(whole[:LENGTH], 3), np.vander(whole[LENGTH:], 3)
         fitted = future @ np.linalg.lstsq(past, window.context[0].astype(np.float64), rcond=None)[0]
@@ -140,7 +143,7 @@ def test_the_same_seed_draws_the_same_covariate_window():
 
 
 def test_a_window_without_its_covariates_keeps_the_target_alone():
-    window = covariate_window(generator(0), noise(0), num_covariates=2, length=LENGTH, known_share=1.0)
+    window = covariate_window(generator(0), noise(0), num_covariates=2, length=LENGTH, driving=KNOWN)
     alone = without_covariates(window)
     np.testing.assert_array_equal(alone.context, window.context[:1])
     np.testing.assert_array_equal(alone.target, window.target[:1])
@@ -177,9 +180,20 @@ def test_effects_have_the_sign_that_is_asked_for(positive_share, sign):
             noise(seed),
             num_covariates=1,
             length=LENGTH,
-            known_share=1.0,
+            driving=KNOWN,
             positive_share=positive_share,
         )
         target, covariate = unit(window.context)
         slopes.append((target * covariate).mean())
     assert sign * np.mean(slopes) > 0.1
+
+
+def test_simple_effects_explain_more_of_the_target():
+    shares = {}
+    for driving in (KNOWN, SIMPLE):
+        shares[driving] = []
+        for seed in range(60):
+            window = covariate_window(generator(seed), noise(seed), num_covariates=1, length=LENGTH, driving=driving)
+            target, covariate = unit(window.context)
+            shares[driving].append((target * covariate).mean() ** 2)
+    assert np.mean(shares[SIMPLE]) > 1.3 * np.mean(shares[KNOWN])

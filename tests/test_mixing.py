@@ -38,7 +38,7 @@ def noisy_corpus():
 
 def mixed(corpus=None, *, phases=PHASES, seed=0, **options):
     names = {name: options.pop(name) for name in ("patch_size", "processes", "first") if name in options}
-    shape = {"context_length": 64, "min_context_length": 32, "horizon": 48}
+    shape = {"context_length": 64, "min_context_length": 32, "horizon": 48, "ragged_share": 0.0}
     config = MixConfig(**shape | options)
     corpus = noisy_corpus() if corpus is None else corpus
     return PretrainingBatches(corpus, config, phases=phases, seed=seed, **{"patch_size": PATCH} | names)
@@ -303,14 +303,42 @@ def test_a_phase_can_have_a_share_of_groups_of_its_own():
     assert set(kinds[STEPS:]) == {"coupled", "covariates"}
 
 
-def test_a_phase_can_have_a_share_of_positive_effects_of_its_own():
+@pytest.mark.parametrize("name", ["positive_share", "simple_share"])
+def test_a_phase_can_have_shares_of_covariate_windows_of_its_own(name):
     shape = {"steps": STEPS, "context_length": 64, "batch_size": 4}
-    batches = mixed(phases=[Phase(**shape), Phase(**shape, positive_share=0.25)], positive_share=0.75)
-    shares = [batches.shape(index).positive_share for index in range(2 * STEPS)]
+    batches = mixed(phases=[Phase(**shape), Phase(**shape, **{name: 0.25})], **{name: 0.75})
+    shares = [getattr(batches.shape(index), name) for index in range(2 * STEPS)]
     assert shares == [0.75] * STEPS + [0.25] * STEPS
 
 
-@pytest.mark.parametrize("name", ["group_share", "positive_share"])
+def test_simple_covariate_windows_have_one_or_two_covariates_all_known():
+    covariates = {"group_share": 1.0, "covariate_share": 1.0, "missing_share": 0.0}
+    windows = windows_of(mixed(simple_share=1.0, **covariates))
+    assert {len(window.context) for window in windows} == {2, 3}
+    assert all(np.isfinite(window.known[1:]).all() for window in windows)
+    others = windows_of(mixed(simple_share=0.0, **covariates))
+    assert {len(window.context) for window in others} == {2, 3, 4}
+    assert any(np.isnan(window.known[1:]).any() for window in others)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_ragged_contexts_begin_within_a_patch(share):
+    batches = mixed(ragged_share=share)
+    ragged = []
+    for index in range(len(batches)):
+        length = batches.shape(index).context_length
+        assert length >= 32
+        assert {window.context.shape[1] for window in batches.windows(index)} == {length}
+        ragged += [length % PATCH > 0] if length > 32 else []
+    assert np.mean(ragged) == share if share in (0, 1) else 0 < np.mean(ragged) < 1
+
+
+def test_patches_of_one_step_are_never_ragged():
+    batches = mixed(patch_size=1, ragged_share=1.0)
+    assert all(batches.shape(index).context_length >= 32 for index in range(len(batches)))
+
+
+@pytest.mark.parametrize("name", ["group_share", "simple_share", "positive_share"])
 def test_an_impossible_share_of_a_phase_is_refused(name):
     with pytest.raises(InputError, match=rf"{name} must be from 0 to 1, got 2\.0"):
         Phase(steps=1, context_length=64, batch_size=4, **{name: 2.0})

@@ -11,7 +11,7 @@ from scipy.signal import lfilter
 
 Values = Float[np.ndarray, " time"]
 
-DAYS = (24, 24, 24, 48, 96, 144, 288)
+DAYS = (24, 24, 24, 24, 48, 96, 144, 288)
 """Steps of a day at the usual intraday frequencies."""
 DAYS_OF_WEEK = 7
 SHORT_CYCLES = (7, 7, 12, 52, 4)
@@ -22,9 +22,11 @@ YEAR_OF_DAYS = 365.25
 def compose(rng: np.random.Generator, steps: int) -> Values:
     """Draw one series of about unit spread."""
     kind = rng.random()
-    if kind < 0.72:
+    if kind >= 0.92:
+        return walk(rng, steps).astype(np.float32)
+    if kind < 0.66:
         season = _calendar(rng, steps)
-    elif kind < 0.9:
+    elif kind < 0.83:
         season = _cycle(rng, steps, period=float(rng.choice(SHORT_CYCLES)))
     else:
         season = _cycle(rng, steps, period=float(np.exp(rng.uniform(np.log(3), np.log(700)))))
@@ -39,6 +41,32 @@ def compose(rng: np.random.Generator, steps: int) -> Values:
     else:
         values = season + noise + drift
     return _measure(rng, values).astype(np.float32)
+
+
+def walk(rng: np.random.Generator, steps: int) -> Values:
+    """Draw a series that has no level to return to, such as a price or an exchange rate, of unit spread.
+
+    Its next value is best guessed by its last one: steps are almost independent, often with heavy tails and with calm
+    and wild times, here and there with a drift or the trace of a week.
+    """
+    shock = rng.standard_t(float(rng.choice([3, 4, 6])), size=steps) if rng.random() < 0.5 else rng.normal(size=steps)
+    if rng.random() < 0.5:  # stochastic volatility
+        memory = 1 - np.exp(rng.uniform(np.log(0.005), np.log(0.2)))
+        calm = lfilter([np.sqrt(1 - memory**2)], [1, -memory], rng.normal(size=steps))
+        shock = shock * np.exp(rng.uniform(0.3, 1.0) * calm)
+    if rng.random() < 0.3:  # steps that lean on the one before
+        shock = lfilter([1], [1, -rng.uniform(-0.3, 0.5)], shock)
+    if rng.random() < 0.3:  # days without trade
+        shock = shock * (rng.random(steps) < rng.uniform(0.3, 0.95))
+    shock = shock / max(shock.std(), 1e-9)
+    values = np.cumsum(shock) + rng.normal(scale=0.02) * np.arange(steps)
+    if rng.random() < 0.15:
+        values = values + rng.uniform(0.1, 1.0) * _cycle(rng, steps, period=float(rng.choice([5, 7, 12, 24])))
+    if rng.random() < 0.5:  # geometric: steps in proportion to the level
+        values = np.exp(rng.uniform(0.1, 1.0) * _unit(values))
+    if rng.random() < 0.2:
+        values = np.round(_unit(values) * np.exp(rng.uniform(np.log(5), np.log(100))))
+    return _unit(values)
 
 
 def profile(rng: np.random.Generator, period: int) -> Float[np.ndarray, " phase"]:

@@ -1,6 +1,7 @@
 """Groups of rows that say something about each other: coupled series, and targets that covariates drive."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -12,6 +13,25 @@ DrawRow = Callable[[], Values]
 """Draws one row of context and horizon."""
 
 KNOWN, PAST_ONLY = "known", "past-only"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Driving:
+    """How covariates drive a target; shares are probabilities."""
+
+    known_share: float = 0.75
+    """Covariates known into the future; the others are known in the past alone."""
+    drive_share: float = 0.75
+    """Covariates with an effect."""
+    linear_share: float = 0.0
+    """Effects that are surely proportional to the covariate; the others are of any kind, that one included."""
+    strength: tuple[float, float] = (0.3, 6.0)
+    """Spread of all effects together, in spreads of the target without them; drawn evenly on a log scale."""
+
+
+ANY = Driving()
+SIMPLE = Driving(known_share=1.0, drive_share=0.85, linear_share=0.5, strength=(1.0, 8.0))
+"""Strong, mostly proportional and known: what a model can learn first."""
 
 
 def couple(rng: np.random.Generator, rows: Float[np.ndarray, "row time"]) -> Float[np.ndarray, "row time"]:
@@ -45,25 +65,28 @@ def covariate_window(
     *,
     num_covariates: int,
     length: int,
-    known_share: float = 0.75,
+    driving: Driving = ANY,
     positive_share: float = 0.8,
 ) -> Window:
     """Draw a target that covariates drive, each known into the future or in the past alone; some drive nothing.
 
     Effects of either sign alike give a model that ignores covariates no hint which way to go; when most are positive,
-    following a covariate pays at once, and telling the others is learned after that.
+    following a covariate pays at once, and telling the others is learned after that. Weak effects of many kinds teach
+    as little at first: ``SIMPLE`` ones begin it.
     """
     base = unit(draw())
     covariates = [_covariate(rng, draw, len(base)) for _ in range(num_covariates)]
-    roles = np.where(rng.random(num_covariates) < known_share, KNOWN, PAST_ONLY)
+    roles = np.where(rng.random(num_covariates) < driving.known_share, KNOWN, PAST_ONLY)
     order = np.argsort(roles == KNOWN, kind="stable")  # past-only ones first, as windows have them
     covariates, roles = [covariates[place] for place in order], roles[order]
-    drives = rng.random(num_covariates) < 0.75
+    drives = rng.random(num_covariates) < driving.drive_share
     total = np.zeros_like(base)
     for covariate in (row for row, used in zip(covariates, drives, strict=True) if used):
         sign = 1.0 if rng.random() < positive_share else -1.0
-        total += rng.uniform(0.3, 1.0) * sign * unit(_effect(rng, covariate, covariates, base))
-    strength = np.exp(rng.uniform(np.log(0.3), np.log(6.0)))
+        linear = rng.random() < driving.linear_share
+        effect = covariate if linear else _effect(rng, covariate, covariates, base)
+        total += rng.uniform(0.3, 1.0) * sign * unit(effect)
+    strength = np.exp(rng.uniform(*np.log(driving.strength)))
     target = base + strength * unit(total)
     rows = np.stack([target, *covariates])
     past, future = rows[:, :length], rows[:, length:]

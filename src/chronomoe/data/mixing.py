@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from torch.utils.data import Dataset
 
-from chronomoe.data.grouping import couple, covariate_window, multivariate_window, unit
+from chronomoe.data.grouping import ANY, SIMPLE, couple, covariate_window, multivariate_window, unit
 from chronomoe.data.synthetic import Corpus
 from chronomoe.data.windows import Batch, Window, collate, model_inputs
 from chronomoe.errors import InputError
@@ -17,6 +17,10 @@ LENGTH_STEP = 32
 """Shorter contexts are multiples of about this, and of the patch size."""
 MOST_ROWS = 4
 """A batch of short windows has at most this many times the rows of one of full windows."""
+
+
+PHASE_SHARES = ("group_share", "simple_share", "positive_share")
+"""Shares that a phase can have of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,8 @@ class MixConfig:
     """Most future steps; each batch draws how many of its patches are forecast."""
     full_context_share: float = 0.5
     """Batches with the longest context; the others draw a length."""
+    ragged_share: float = 0.25
+    """Batches whose contexts begin within a patch."""
     composed_share: float = 0.5
     """Rows from composed series, where the corpus has them."""
     real_share: float = 0.05
@@ -49,6 +55,8 @@ class MixConfig:
     """Batches of groups."""
     covariate_share: float = 0.6
     """Batches of groups that are a target and covariates; the others are several targets."""
+    simple_share: float = 0.5
+    """Windows with covariates, of which there are one or two, all known, whose effects are strong and mostly linear."""
     positive_share: float = 0.8
     """Effects of covariates that are positive."""
     max_group_size: int = 4
@@ -83,11 +91,13 @@ class Phase:
     """Windows of a batch, on each process, when they have the longest context and forecast all patches."""
     group_share: float | None = None
     """Batches of groups in this phase; the mix's when None."""
+    simple_share: float | None = None
+    """Windows with few covariates of strong effects in this phase; the mix's when None."""
     positive_share: float | None = None
     """Effects of covariates that are positive in this phase; the mix's when None."""
 
     def __post_init__(self) -> None:
-        for name in ("group_share", "positive_share"):
+        for name in PHASE_SHARES:
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise InputError(f"{name} must be from 0 to 1, got {value}")
@@ -102,6 +112,8 @@ class BatchShape(NamedTuple):
     """About as many tokens as a batch of full windows has."""
     kind: str
     """``single``, ``coupled`` or ``covariates``."""
+    simple_share: float
+    """Windows with few covariates of strong effects."""
     positive_share: float
     """Effects of covariates that are positive."""
 
@@ -186,12 +198,15 @@ class PretrainingBatches(Dataset[Batch]):
         most = config.horizon // patch
         ahead = int(rng.integers(1, most + 1))
         kind = "single"
-        if rng.random() < (config.group_share if phase.group_share is None else phase.group_share):
+        share = {name: getattr(config if getattr(phase, name) is None else phase, name) for name in PHASE_SHARES}
+        if rng.random() < share["group_share"]:
             kind = "covariates" if rng.random() < config.covariate_share else "coupled"
         tokens = length // patch + 1 + ahead
+        if patch > 1 and rng.random() < config.ragged_share:
+            length = max(min(length, config.min_context_length), length - int(rng.integers(1, patch)))
         rows = round(phase.batch_size * (phase.context_length // patch + 1 + most) / tokens)
-        positive = config.positive_share if phase.positive_share is None else phase.positive_share
-        return BatchShape(length, ahead * patch, min(rows, MOST_ROWS * phase.batch_size), kind, positive)
+        rows = min(rows, MOST_ROWS * phase.batch_size)
+        return BatchShape(length, ahead * patch, rows, kind, share["simple_share"], share["positive_share"])
 
     def _phase(self, step: int) -> Phase:
         for phase in self.phases:
@@ -206,11 +221,13 @@ class PretrainingBatches(Dataset[Batch]):
         if shape.kind == "single":
             window = multivariate_window(self._row(rng, steps)[None], length=length)
         elif shape.kind == "covariates":
+            simple = rng.random() < shape.simple_share
             window = covariate_window(
                 rng,
                 lambda: self._row(rng, steps),
-                num_covariates=int(rng.integers(1, config.max_group_size)),
+                num_covariates=int(rng.integers(1, min(3, config.max_group_size) if simple else config.max_group_size)),
                 length=length,
+                driving=SIMPLE if simple else ANY,
                 positive_share=shape.positive_share,
             )
         else:

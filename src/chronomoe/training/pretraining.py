@@ -230,7 +230,7 @@ class PretrainingTrainer(Trainer):
         self.rows_seen += len(inputs["context"])
         patch = self.accelerator.unwrap_model(model).chronos_config.input_patch_size
         self.tokens_seen += len(inputs["context"]) * (
-            inputs["context"].shape[1] // patch + 1 + inputs["num_output_patches"]
+            -(-inputs["context"].shape[1] // patch) + 1 + inputs["num_output_patches"]
         )
         loss: Tensor = super().training_step(model, inputs, *rest, **options)
         return loss
