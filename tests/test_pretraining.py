@@ -120,6 +120,17 @@ def test_a_run_can_go_on_longer_or_to_its_end_while_the_rate_is_constant(killed,
     assert stored(out) == stored(tmp_path / "alone")
 
 
+def test_a_run_is_not_continued_by_another_number_of_processes(killed):
+    out = killed(CONFIG, 9)
+    checkpoint = out / "checkpoints" / f"checkpoint-{SAVED}"
+    for rank in range(2):  # as two processes save theirs
+        (checkpoint / f"rng_state_{rank}.pth").write_bytes((checkpoint / "rng_state.pth").read_bytes())
+    (checkpoint / "rng_state.pth").unlink()
+    with pytest.raises(InputError, match="run of 2 processes, .* continue it with as many, got 1"):
+        pretrain(CONFIG, out)
+    assert checkpoint.exists()
+
+
 class Rates(TrainerCallback):
     """Notes the learning rate of every step."""
 

@@ -276,13 +276,18 @@ def pretrain(
     longer, or to its end from where it is.
 
     Raises:
-        InputError: ``out`` holds a run that began in another way, a domain or a real series is unknown, or the corpus
-            has nothing that the mix asks for.
+        InputError: ``out`` holds a run that began in another way or with another number of processes, a domain or a
+            real series is unknown, or the corpus has nothing that the mix asks for.
     """
     checkpoints = out / "checkpoints"
     resume = last_checkpoint(checkpoints)
     done = int(resume.rsplit("-", 1)[1]) if resume else 0
     arguments = _arguments(config, checkpoints)
+    if resume and (began := _processes_of(Path(resume))) != arguments.world_size:
+        raise InputError(
+            f"{out} holds a pretraining run of {began} processes, which share out its batches; "
+            f"continue it with as many, got {arguments.world_size}"
+        )
     domains = [f"demo:{name}" for name in demo_domains()] if config.validation is None else config.validation
     watched = [ValidationBatches(spec, config) for spec in domains]
     with arguments.main_process_first(local=False, desc="corpus"):
@@ -363,6 +368,11 @@ def _arguments(config: PretrainConfig, folder: Path) -> TrainingArguments:
         dataloader_pin_memory=torch.cuda.is_available(),
         disable_tqdm=False,
     )
+
+
+def _processes_of(checkpoint: Path) -> int:
+    """Tell how many processes saved a checkpoint: each left the state of its random numbers."""
+    return len(list(checkpoint.glob("rng_state*.pth")))
 
 
 def _record(config: PretrainConfig, out: Path, *, done: int) -> None:
