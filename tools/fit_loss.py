@@ -1,0 +1,75 @@
+"""What more steps of a pretraining run would buy: a power law of its training loss, fitted where nothing else changes.
+
+Fit over one phase of a constant learning rate: the loss of other contexts or another mix is not comparable, and a
+falling rate lowers it for reasons of its own. The error of the exponent comes from the scatter about the line.
+
+    python tools/fit_loss.py RUN --first STEP --last STEP
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+LEAST_REPORTS = 3
+
+
+class Fit(NamedTuple):
+    """``loss = factor * step ** exponent``, and how surely."""
+
+    factor: float
+    exponent: float
+    error: float
+    """Standard error of the exponent."""
+    scatter: float
+    """Spread of the reports about the line, relative to the loss."""
+    reports: int
+
+
+def read(run: Path, *, first: int, last: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Read steps and training losses of a run; where a continued run reported a step twice, the later report."""
+    points: dict[int, float] = {}
+    for file in sorted((run / "logs").glob("events*"), key=lambda path: path.stat().st_mtime):
+        log = EventAccumulator(str(file)).Reload()
+        if "train/loss" in log.Tags()["scalars"]:
+            points |= {point.step: point.value for point in log.Scalars("train/loss")}
+    steps = sorted(step for step in points if first <= step <= last)
+    return np.array(steps, dtype=np.float64), np.array([points[step] for step in steps])
+
+
+def fit(steps: NDArray[np.float64], losses: NDArray[np.float64]) -> Fit:
+    """Fit a straight line in logarithms by least squares."""
+    place = np.log(steps) - np.log(steps).mean()
+    level = np.log(losses)
+    exponent = float(place @ level / (place @ place))
+    residual = level - level.mean() - exponent * place
+    variance = float(residual @ residual) / (len(steps) - 2)
+    factor = float(np.exp(level.mean() - exponent * np.log(steps).mean()))
+    return Fit(factor, exponent, float(np.sqrt(variance / (place @ place))), float(np.sqrt(variance)), len(steps))
+
+
+def main() -> None:
+    """Print what doublings of the steps would buy, and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of chronomoe pretrain")
+    parser.add_argument("--first", type=int, required=True, help="first step of the stretch that is fitted")
+    parser.add_argument("--last", type=int, required=True, help="its last step")
+    options = parser.parse_args()
+    steps, losses = read(options.run, first=options.first, last=options.last)
+    if len(steps) < LEAST_REPORTS:
+        parser.error(f"{options.run}/logs holds {len(steps)} reports from step {options.first} to {options.last}")
+    line = fit(steps, losses)
+    print(f"loss = {line.factor:.2f} * steps ** {line.exponent:.3f} (+- {line.error:.3f}), {line.reports} reports\n")
+    print("| steps | training loss expected |\n| --- | --- |")
+    for times in (1, 2, 4, 8, 16):
+        print(f"| {times * int(steps[-1]):,} | {line.factor * (times * steps[-1]) ** line.exponent:.2f} |")
+    figures = {key: round(value, 5) for key, value in line._asdict().items()}
+    print("\n" + json.dumps({"run": str(options.run)} | figures))
+
+
+if __name__ == "__main__":
+    main()
