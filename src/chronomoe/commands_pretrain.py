@@ -39,7 +39,7 @@ def card_sections(model: ExactChronos2Model, config: PretrainConfig, *, corpus: 
     shapes = [batches.shape(index) for index in range(len(batches))]
     patch = config.teacher.patch_size
     rows = sum(shape.rows for shape in shapes)
-    tokens = sum(shape.rows * ((shape.context_length + shape.horizon) // patch + 1) for shape in shapes)
+    tokens = sum(shape.rows * (-(-shape.context_length // patch) + shape.horizon // patch + 1) for shape in shapes)
     operations = 6 * model.num_parameters() * tokens
     training = (
         f"Trained from scratch by `chronomoe pretrain`: {config.steps:,} steps, {rows / 1e6:.2f} million rows of "
