@@ -44,6 +44,20 @@ def test_the_error_of_the_exponent_is_that_of_repeated_fits():
     assert np.median([line.scatter for line in fits]) == pytest.approx(0.05, rel=0.1)
 
 
+def test_where_a_continued_run_reported_a_step_twice_the_later_report_counts(tmp_path):
+    write(tmp_path, {50: 3.0, 100: 2.0, 150: 9.0})
+    write(tmp_path, {150: 1.0, 200: 0.5})
+    steps, losses = fit_loss.read(tmp_path, first=50, last=200)
+    assert list(steps) == [50, 100, 150, 200]
+    assert list(losses) == [3.0, 2.0, 1.0, 0.5]
+
+
+def test_a_folder_without_logs_is_refused(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, tmp_path, "--first", 1, "--last", 2)
+    assert "has no logs" in capsys.readouterr().err
+
+
 def test_a_stretch_without_reports_is_refused(tmp_path, monkeypatch, capsys):
     write(tmp_path, {50: 3.0, 100: 2.0})
     with pytest.raises(SystemExit):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import linregress
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 LEAST_REPORTS = 3
@@ -32,24 +33,18 @@ class Fit(NamedTuple):
 
 def read(run: Path, *, first: int, last: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Read steps and training losses of a run; where a continued run reported a step twice, the later report."""
-    points: dict[int, float] = {}
-    for file in sorted((run / "logs").glob("events*"), key=lambda path: path.stat().st_mtime):
-        log = EventAccumulator(str(file)).Reload()
-        if "train/loss" in log.Tags()["scalars"]:
-            points |= {point.step: point.value for point in log.Scalars("train/loss")}
+    log = EventAccumulator(str(run / "logs")).Reload()
+    known = "train/loss" in log.Tags()["scalars"]
+    points = {point.step: point.value for point in log.Scalars("train/loss")} if known else {}
     steps = sorted(step for step in points if first <= step <= last)
     return np.array(steps, dtype=np.float64), np.array([points[step] for step in steps])
 
 
 def fit(steps: NDArray[np.float64], losses: NDArray[np.float64]) -> Fit:
     """Fit a straight line in logarithms by least squares."""
-    place = np.log(steps) - np.log(steps).mean()
-    level = np.log(losses)
-    exponent = float(place @ level / (place @ place))
-    residual = level - level.mean() - exponent * place
-    variance = float(residual @ residual) / (len(steps) - 2)
-    factor = float(np.exp(level.mean() - exponent * np.log(steps).mean()))
-    return Fit(factor, exponent, float(np.sqrt(variance / (place @ place))), float(np.sqrt(variance)), len(steps))
+    line = linregress(np.log(steps), np.log(losses))
+    scatter = np.std(np.log(losses) - line.intercept - line.slope * np.log(steps), ddof=2)
+    return Fit(float(np.exp(line.intercept)), float(line.slope), float(line.stderr), float(scatter), len(steps))
 
 
 def main() -> None:
@@ -59,6 +54,8 @@ def main() -> None:
     parser.add_argument("--first", type=int, required=True, help="first step of the stretch that is fitted")
     parser.add_argument("--last", type=int, required=True, help="its last step")
     options = parser.parse_args()
+    if not (options.run / "logs").is_dir():
+        parser.error(f"RUN must be a folder of chronomoe pretrain, {options.run} has no logs")
     steps, losses = read(options.run, first=options.first, last=options.last)
     if len(steps) < LEAST_REPORTS:
         parser.error(f"{options.run}/logs holds {len(steps)} reports from step {options.first} to {options.last}")
