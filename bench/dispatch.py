@@ -17,9 +17,9 @@ from chronos.chronos2.config import Chronos2CoreConfig
 from chronos.chronos2.layers import FeedForward
 from torch import Tensor
 
-from chronomoe.models.moe_config import MoEConfig
-from chronomoe.models.moe_dispatch import run_experts
-from chronomoe.models.moe_layer import Chronos2MoELayer
+from chronomoe.models.sparse.config import MoEConfig
+from chronomoe.models.sparse.dispatch import run_experts
+from chronomoe.models.sparse.layer import Chronos2MoELayer
 
 Seconds = dict[str, list[float]]
 

@@ -12,7 +12,7 @@ import torch
 from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
 
-from chronomoe.models.group_attention import use_exact_group_attention
+from chronomoe.models.chronos2 import use_exact_group_attention
 
 CONTEXT_LENGTH, NUM_PATCHES = 512, 6
 CONFIG = Chronos2CoreConfig(

@@ -17,10 +17,10 @@ import torch
 from chronos.chronos2 import Chronos2Model
 from torch import Tensor
 
-from chronomoe.data.mixing import MixConfig
-from chronomoe.data.synthetic import CorpusConfig
-from chronomoe.training.averaging import AveragedAdamW
-from chronomoe.training.pretraining import PretrainConfig, TeacherConfig, new_teacher
+from chronomoe.pretraining.averaging import AveragedAdamW
+from chronomoe.pretraining.batches import MixConfig
+from chronomoe.pretraining.corpus import CorpusConfig
+from chronomoe.pretraining.teacher import PretrainConfig, TeacherConfig, new_teacher
 
 Batches = list[tuple[Tensor, Tensor]]
 """Contexts and targets."""

@@ -11,9 +11,9 @@ import torch
 from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
 
-from chronomoe.models.distilled_moe import MixtureConfig, build_mixture
-from chronomoe.models.features import NUM_FEATURES
-from chronomoe.training.pretraining import QUANTILE_LEVELS
+from chronomoe.models.mixture.features import NUM_FEATURES
+from chronomoe.models.mixture.mixture import MixtureConfig, build_mixture
+from chronomoe.pretraining.teacher import QUANTILE_LEVELS
 from chronomoe.training.routing import ExpertForecasts, RouterTrainingConfig, train_router
 
 VALIDATION, EXPERTS, HORIZON = 640, 6, 48

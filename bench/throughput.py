@@ -13,12 +13,12 @@ from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
 from transformers import PreTrainedModel
 
-from chronomoe.evaluation.efficiency import compare
-from chronomoe.models.distilled_moe import MixtureConfig, build_mixture
-from chronomoe.models.group_attention import use_exact_group_attention
-from chronomoe.models.router import RoutingConfig
+from chronomoe.evaluation.cost import compare
+from chronomoe.models.chronos2 import use_exact_group_attention
+from chronomoe.models.mixture.mixture import MixtureConfig, build_mixture
+from chronomoe.models.mixture.router import RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
-from chronomoe.training.pretraining import QUANTILE_LEVELS
+from chronomoe.pretraining.teacher import QUANTILE_LEVELS
 
 FULL_SIZE = Chronos2CoreConfig(
     d_model=768,

@@ -11,8 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from chronomoe import ChronoMoEPipeline, MixtureConfig, StudentConfig, build_mixture, create_student_model
-from chronomoe.models.distilled_moe import DistilledMoE
-from chronomoe.models.router import RouterConfig, TimeSeriesRouter
+from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.models.mixture.router import RouterConfig, TimeSeriesRouter
 from chronomoe.pipeline import load_model, load_teacher
 
 

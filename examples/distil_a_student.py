@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 from chronomoe import ChronoMoEPipeline
-from chronomoe.commands import distil_domain
 from chronomoe.data.domains import load_domain
 from chronomoe.data.windows import WindowConfig
-from chronomoe.training.experts import DistilConfig
+from chronomoe.stages.commands import distil_domain
+from chronomoe.training.distillation import DistilConfig
 
 
 def main(out: Path, steps: int = 300) -> None:

@@ -12,9 +12,9 @@ import torch
 from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
 
-from chronomoe.models.distilled_moe import BalanceConfig, MixtureConfig, build_mixture
-from chronomoe.models.group_attention import use_exact_group_attention
-from chronomoe.models.router import RouterConfig, RoutingConfig
+from chronomoe.models.chronos2 import use_exact_group_attention
+from chronomoe.models.mixture.mixture import BalanceConfig, MixtureConfig, build_mixture
+from chronomoe.models.mixture.router import RouterConfig, RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start

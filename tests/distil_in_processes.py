@@ -14,11 +14,11 @@ from chronos.chronos2.config import Chronos2CoreConfig
 
 from chronomoe.data.soft_targets import LiveTeacher
 from chronomoe.data.windows import TrainingWindows, WindowConfig
-from chronomoe.models.group_attention import use_exact_group_attention
-from chronomoe.models.moe_chronos import upcycle
-from chronomoe.models.moe_config import MoEConfig
+from chronomoe.models.chronos2 import use_exact_group_attention
+from chronomoe.models.sparse.config import MoEConfig
+from chronomoe.models.sparse.upcycling import upcycle
 from chronomoe.models.student import StudentConfig, create_student_model
-from chronomoe.training.experts import DistilConfig, distil
+from chronomoe.training.distillation import DistilConfig, distil
 from conftest import FORECASTING, SIZES
 from sample_series import sample_domain
 

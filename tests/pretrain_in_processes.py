@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from transformers import TrainerCallback
 
-from chronomoe.data.mixing import MixConfig, Phase
-from chronomoe.data.synthetic import CorpusConfig
-from chronomoe.training.pretraining import PretrainConfig, TeacherConfig, pretrain
+from chronomoe.pretraining.batches import MixConfig, Phase
+from chronomoe.pretraining.corpus import CorpusConfig
+from chronomoe.pretraining.teacher import PretrainConfig, TeacherConfig, pretrain
 
 CONFIG = PretrainConfig(
     teacher=TeacherConfig(d_model=32, d_kv=16, num_heads=2, d_ff=32, num_layers=1),

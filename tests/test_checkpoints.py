@@ -14,7 +14,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from chronomoe import ChronoMoEPipeline, InputError, StudentConfig, create_student_model, load_model, load_teacher
-from chronomoe.models.group_attention import ExactChronos2Model
+from chronomoe.models.chronos2 import ExactChronos2Model
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from rich.console import Console
 
 from chronomoe import ChronoMoEPipeline, DistilledMoE
 from chronomoe.errors import InputError
-from chronomoe.recipes import RunConfig, dump, load_recipe, parse
+from chronomoe.recipe import RunConfig, dump, load_recipe, parse
 from chronomoe.run import RESULTS, run
-from chronomoe.run_mixture import mixture
-from chronomoe.run_setup import Setup
-from chronomoe.run_students import group_windows, soft_targets, student, students
+from chronomoe.stages.mixture import mixture
+from chronomoe.stages.setup import Setup
+from chronomoe.stages.students import group_windows, soft_targets, student, students
 
 FEW = {"steps": 2, "batch_size": 2, "windows": 4}
 KINDS = {"teacher", "single", "expert", "generalist", "average", "oracle", "naive", "mixture"}

@@ -12,12 +12,12 @@ from rich.console import Console
 
 from chronomoe import ChronoMoEPipeline
 from chronomoe.errors import InputError
-from chronomoe.models.expansion import MoEEnhancedChronos2
-from chronomoe.models.moe_chronos import Chronos2MoEModel, SparseChronos2Model, upcycle
+from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
+from chronomoe.models.sparse.upcycling import Chronos2MoEModel, SparseChronos2Model, upcycle
 from chronomoe.pipeline import load_teacher
 from chronomoe.run import ROUTE_RESULTS, run
-from chronomoe.run_routes import expanding_plan, upcycling_plan
-from chronomoe.run_setup import Setup
+from chronomoe.stages.setup import Setup
+from chronomoe.stages.sparse import expanding_plan, upcycling_plan
 
 LAYERS = {"num_experts": 4, "top_k": 2, "granularity": 2, "noise": 0.1}
 ROUTES = {

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from chronomoe.cli import main
+from chronomoe.cli.app import main
 from chronomoe.pipeline import ChronoMoEPipeline
-from chronomoe.recipes import RunConfig, dump, parse
+from chronomoe.recipe import RunConfig, dump, parse
 from chronomoe.run import run
 
 

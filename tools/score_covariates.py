@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from chronomoe.data.composing import compose
-from chronomoe.data.grouping import delay, spread_events, unit
 from chronomoe.pipeline import ChronoMoEPipeline
+from chronomoe.pretraining.composing import compose
+from chronomoe.pretraining.grouping import delay, spread_events, unit
 
 CONTEXT, HORIZON = 512, 96
 SEED = 20_261

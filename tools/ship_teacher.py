@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from chronomoe.commands_pretrain import card_sections, read_config
 from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
+from chronomoe.pretraining.card import card_sections, read_config
 
 TINY = Path(__file__).parents[1] / "src" / "chronomoe" / "assets" / "tiny"
 

@@ -9,13 +9,13 @@ import chronos.chronos2
 from transformers import AutoConfig
 
 from chronomoe.errors import InputError
-from chronomoe.models.distilled_moe import BalanceConfig, DistilledMoE, MixtureConfig, build_mixture
-from chronomoe.models.expansion import MoEEnhancedChronos2, MoEInsertionConfig
-from chronomoe.models.group_attention import use_exact_group_attention
-from chronomoe.models.moe_chronos import Chronos2MoEModel, upcycle
-from chronomoe.models.moe_config import MoEConfig
-from chronomoe.models.moe_layer import Chronos2MoELayer
-from chronomoe.models.router import RouterConfig, RoutingConfig
+from chronomoe.models.chronos2 import use_exact_group_attention
+from chronomoe.models.mixture.mixture import BalanceConfig, DistilledMoE, MixtureConfig, build_mixture
+from chronomoe.models.mixture.router import RouterConfig, RoutingConfig
+from chronomoe.models.sparse.config import MoEConfig
+from chronomoe.models.sparse.insertion import MoEEnhancedChronos2, MoEInsertionConfig
+from chronomoe.models.sparse.layer import Chronos2MoELayer
+from chronomoe.models.sparse.upcycling import Chronos2MoEModel, upcycle
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
 

@@ -1,5 +1,5 @@
 """``python -m chronomoe``: the command line."""
 
-from chronomoe.cli import main
+from chronomoe.cli.app import main
 
 main()

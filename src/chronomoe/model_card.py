@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from transformers import PreTrainedModel
 
-from chronomoe.models.distilled_moe import DistilledMoE
-from chronomoe.models.expansion import MoEEnhancedChronos2
-from chronomoe.models.moe_chronos import SparseChronos2Model
+from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
+from chronomoe.models.sparse.upcycling import SparseChronos2Model
 
 HEADER = """---
 library_name: chronomoe

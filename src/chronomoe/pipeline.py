@@ -18,9 +18,9 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from chronomoe.checkpoints import ACCEPTED, HUB_OPTIONS, architecture, find_checkpoint, whole_folder
 from chronomoe.errors import InputError
 from chronomoe.model_card import model_card
-from chronomoe.models.distilled_moe import DistilledMoE
-from chronomoe.models.group_attention import use_exact_group_attention
-from chronomoe.models.moe_chronos import SparseChronos2Model
+from chronomoe.models.chronos2 import use_exact_group_attention
+from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.models.sparse.upcycling import SparseChronos2Model
 
 if TYPE_CHECKING:
     from peft import LoraConfig  # type: ignore[import-not-found,import-untyped]

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from chronomoe.evaluation.report import write_report
 from chronomoe.evaluation.tasks import make_task
 from chronomoe.pipeline import ChronoMoEPipeline
-from chronomoe.recipes import RunConfig, dump
-from chronomoe.run_evaluation import Contestants, evaluate_run, mixture_name
-from chronomoe.run_mixture import mixture
-from chronomoe.run_routes import (
+from chronomoe.recipe import RunConfig, dump
+from chronomoe.report.page import write_report
+from chronomoe.stages.evaluation import Contestants, evaluate_run, mixture_name
+from chronomoe.stages.mixture import mixture
+from chronomoe.stages.setup import Setup
+from chronomoe.stages.sparse import (
     GENERALIST_BASE,
     Trained,
     check_routes,
@@ -26,9 +27,8 @@ from chronomoe.run_routes import (
     expansion_base,
     upcycled,
 )
-from chronomoe.run_setup import Setup
-from chronomoe.run_students import load_student, soft_targets, students
-from chronomoe.stages import Report, copy_folder, stage_key, write_atomically
+from chronomoe.stages.students import load_student, soft_targets, students
+from chronomoe.stages.workspace import Report, copy_folder, stage_key, write_atomically
 
 RESULTS = (
     "evaluation.jsonl",

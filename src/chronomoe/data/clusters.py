@@ -12,7 +12,7 @@ from torch import Tensor
 from chronomoe.data.domains import Domain
 from chronomoe.data.series import Series
 from chronomoe.errors import InputError
-from chronomoe.models.group_attention import ExactChronos2Model
+from chronomoe.models.chronos2 import ExactChronos2Model
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from chronomoe.data.windows import Batch, Window, collate, digest, model_inputs
 from chronomoe.errors import InputError
-from chronomoe.models.group_attention import ExactChronos2Model
+from chronomoe.models.chronos2 import ExactChronos2Model
 
 WRITTEN_AT_ONCE = 1 << 24  # bytes
 

@@ -9,8 +9,8 @@ from jaxtyping import Float
 
 from chronomoe.evaluation.metrics import WindowScores
 from chronomoe.evaluation.tasks import Task
-from chronomoe.models.distilled_moe import DistilledMoE
-from chronomoe.models.router import RoutingConfig
+from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.models.mixture.router import RoutingConfig
 
 NEARLY_EQUAL = 1e9
 """A temperature that leaves nothing of the router's preferences."""

@@ -15,8 +15,8 @@ from chronomoe.data.windows import collate
 from chronomoe.evaluation.baselines import average_scores, equal_average, oracle, seasonal_naive
 from chronomoe.evaluation.metrics import METRICS, WindowScores, aggregate, bootstrap_relative, relative
 from chronomoe.evaluation.tasks import Task, forecast, score
-from chronomoe.models.distilled_moe import DistilledMoE
-from chronomoe.models.router import Routing
+from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.models.mixture.router import Routing
 
 NAIVE = "seasonal naive"
 Scores = dict[str, WindowScores]

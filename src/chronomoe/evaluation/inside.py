@@ -10,8 +10,8 @@ from torch import Tensor
 
 from chronomoe.data.windows import collate, model_inputs
 from chronomoe.evaluation.tasks import Task
-from chronomoe.models.moe_chronos import SparseChronos2Model
-from chronomoe.models.moe_config import MoEConfig
+from chronomoe.models.sparse.config import MoEConfig
+from chronomoe.models.sparse.upcycling import SparseChronos2Model
 
 THIRDS = ("oldest third", "middle third", "latest third")
 REGISTER, FORECAST = "register", "forecast"

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch.utils.data import DataLoader, Dataset
 
 from chronomoe.data.windows import Window, collate, model_inputs
-from chronomoe.models.distilled_moe import DistilledMoE
-from chronomoe.models.group_attention import ExactChronos2Model
+from chronomoe.models.chronos2 import ExactChronos2Model
+from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.training.losses import quantile_loss
 
 Losses = Mapping[str, Float[np.ndarray, " window"]]

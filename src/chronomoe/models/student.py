@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from chronomoe.errors import InputError, nearest
-from chronomoe.models.group_attention import ExactChronos2Model, cast_parameters, use_exact_group_attention
-from chronomoe.models.moe_chronos import check_dense
+from chronomoe.models.chronos2 import ExactChronos2Model, cast_parameters, use_exact_group_attention
+from chronomoe.models.sparse.upcycling import check_dense
 
 PRESETS = {
     "half": "just under half of the layers: 50-60 % fewer parameters",

@@ -18,9 +18,9 @@ from transformers.training_args import TrainingArguments
 from transformers.utils.import_utils import is_peft_available
 
 from chronomoe.errors import InputError
-from chronomoe.models.distilled_moe import DistilledMoE
-from chronomoe.models.expansion import MoEEnhancedChronos2
-from chronomoe.models.moe_chronos import SparseChronos2Model
+from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
+from chronomoe.models.sparse.upcycling import SparseChronos2Model
 
 if TYPE_CHECKING:
     from peft import LoraConfig  # type: ignore[import-not-found,import-untyped]

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from chronomoe.data.soft_targets import SoftTargets
 from chronomoe.data.windows import Batch
 from chronomoe.errors import InputError
-from chronomoe.models.group_attention import ExactChronos2Model
-from chronomoe.models.moe_chronos import Chronos2MoEOutput
+from chronomoe.models.chronos2 import ExactChronos2Model
+from chronomoe.models.sparse.upcycling import Chronos2MoEOutput
 from chronomoe.training.losses import LossConfig, LossParts, distillation_loss
 from chronomoe.training.trainer import Chronos2DistillationTrainer
 

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from chronomoe.data.windows import Window, check_seed, collate, model_inputs
 from chronomoe.errors import InputError
 from chronomoe.models.balancing import expert_load, load_balancing_loss, z_loss
-from chronomoe.models.distilled_moe import DistilledMoE
-from chronomoe.models.router import choose, pool_groups
+from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.models.mixture.router import choose, pool_groups
 from chronomoe.training.losses import quantile_loss
 
 

@@ -11,7 +11,7 @@ from transformers import Trainer, TrainingArguments
 from chronomoe.data.soft_targets import SoftTargets
 from chronomoe.data.windows import Batch, model_inputs
 from chronomoe.models.balancing import LossFreeBias
-from chronomoe.models.group_attention import ExactChronos2Model
+from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.student import kept_layers
 from chronomoe.training.losses import LossConfig, LossParts, distillation_loss, hidden_loss
 

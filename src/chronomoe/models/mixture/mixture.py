@@ -1,0 +1,375 @@
+"""Route 1: whole distilled students as experts, chosen per series by a router."""
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import torch
+from chronos.chronos2 import Chronos2Model
+from chronos.chronos2.config import Chronos2CoreConfig, Chronos2ForecastingConfig
+from chronos.chronos2.model import Chronos2EncoderOutput
+from chronos.chronos_bolt import InstanceNorm
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.configuration_utils import PretrainedConfig
+
+from chronomoe.errors import InputError, nearest
+from chronomoe.models.balancing import LossFreeBias, expert_load, load_balancing_loss, z_loss
+from chronomoe.models.chronos2 import (
+    ExactChronos2Model,
+    ForecastOutput,
+    cast_parameters,
+    unscale,
+    use_exact_group_attention,
+)
+from chronomoe.models.mixture.features import series_features
+from chronomoe.models.mixture.router import RouterConfig, Routing, RoutingConfig, TimeSeriesRouter, choose, pool_groups
+
+
+@dataclass(frozen=True, kw_only=True)
+class BalanceConfig:
+    """How the router is kept from forgetting experts in training."""
+
+    kind: Literal["l2", "switch"] = "l2"
+    """The balance loss."""
+    weight: float = 0.0
+    """Of the balance loss."""
+    z_weight: float = 0.0
+    """Of the z-loss."""
+    bias_rate: float = 0.0
+    """Step of the loss-free bias; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("l2", "switch"):
+            raise InputError(f"the balance loss must be 'l2' or 'switch', got {self.kind!r}")
+        for name in ("weight", "z_weight", "bias_rate"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureConfig:
+    """All that a ``DistilledMoE`` adds to its experts."""
+
+    router: RouterConfig = field(default_factory=RouterConfig)
+    """The network that scores experts."""
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    """How scores become choices."""
+    balance: BalanceConfig = field(default_factory=BalanceConfig)
+    """How experts are kept in use."""
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "MixtureConfig":
+        """Read what ``dataclasses.asdict`` wrote, straight or through JSON, which turns tuples into lists."""
+        router = values["router"]
+        return cls(
+            router=RouterConfig(**router | {"hidden_sizes": tuple(router["hidden_sizes"])}),
+            routing=RoutingConfig(**values["routing"]),
+            balance=BalanceConfig(**values["balance"]),
+        )
+
+
+class DistilledMoEConfig(PretrainedConfig):
+    """What a checkpoint of a ``DistilledMoE`` says of itself."""
+
+    model_type = "chronomoe-distilled"
+
+    def __init__(
+        self,
+        experts: list[dict[str, Any]] | None = None,
+        expert_names: list[str] | None = None,
+        moe: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.experts = experts or []
+        self.expert_names = expert_names or []
+        self.moe = moe or asdict(MixtureConfig())
+        kwargs.setdefault("chronos_pipeline_class", "ChronoMoEPipeline")
+        kwargs.setdefault("chronos_config", copy.deepcopy(self.experts[0]["chronos_config"]) if self.experts else {})
+        super().__init__(**kwargs)
+
+
+@dataclass
+class DistilledMoEOutput(ForecastOutput):
+    """A forecast with the routing that made it."""
+
+    routing: Routing | None = None
+    """Experts, gates, probabilities and scores of each row."""
+    aux_loss: Tensor | None = None
+    """Weighted balance and z-loss."""
+
+
+class DistilledMoE(PreTrainedModel):
+    """A mixture of whole Chronos-2 students: a forecast is the gated average of the chosen experts' quantiles.
+
+    It is called as a ``Chronos2Model`` is. Rows of one group (the variates of a series and its covariates) are routed
+    together by their mean score. Quantiles are averaged level by level in the experts' common normalised space (Vincent
+    averaging; Ratcliff, 1979), so the median is the average of medians there. Only chosen experts run, each once a
+    batch.
+
+    ``experts``, ``router`` and ``top_k`` are there to read; :func:`build_mixture` makes one from trained students.
+    """
+
+    experts: Sequence[ExactChronos2Model]
+    config_class = DistilledMoEConfig
+    _supports_long_horizon: bool = True
+    _supports_future_covariates: bool = True
+    _supports_sdpa: bool = True
+
+    def __init__(self, config: DistilledMoEConfig) -> None:
+        super().__init__(config)
+        self.moe = MixtureConfig.from_dict(config.moe)
+        cores = [Chronos2CoreConfig(**copy.deepcopy(core)) for core in config.experts]
+        check_same_task(cores, config.expert_names)
+        if self.moe.routing.top_k > len(cores):
+            raise InputError(
+                f"top_k must be from 1 to {len(cores)}, the number of experts, got {self.moe.routing.top_k}"
+            )
+        self.experts = nn.ModuleList(use_exact_group_attention(Chronos2Model(core)) for core in cores)  # type: ignore[assignment]
+        self.chronos_config: Chronos2ForecastingConfig = self.experts[0].chronos_config
+        self.num_quantiles = len(self.chronos_config.quantiles)
+        self.instance_norm: InstanceNorm = self.experts[0].instance_norm
+        embedding_size = cores[0].d_model if self.moe.router.use_patch_embedding else 0
+        self.router = TimeSeriesRouter(len(cores), self.moe.router, embedding_size=embedding_size)
+        self.balance_bias = LossFreeBias(len(cores), rate=self.moe.balance.bias_rate)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):  # the router's; experts initialise themselves
+            nn.init.kaiming_uniform_(module.weight, a=5**0.5)
+            nn.init.zeros_(module.bias)
+
+    @property
+    def top_k(self) -> int:
+        """Experts of a series, at the most."""
+        return self.moe.routing.top_k
+
+    @property
+    def generalist(self) -> int | None:
+        """Index of the expert named "generalist", if there is one."""
+        names = self.config.expert_names
+        return names.index("generalist") if "generalist" in names else None
+
+    def set_routing(self, routing: RoutingConfig) -> None:
+        """Change how scores become choices; the weights stay."""
+        if routing.top_k > len(self.experts):
+            raise InputError(f"top_k must be from 1 to {len(self.experts)}, the number of experts, got {routing.top_k}")
+        self.moe = MixtureConfig(router=self.moe.router, routing=routing, balance=self.moe.balance)
+        self.config.moe = asdict(self.moe)
+
+    def active_parameters(self) -> int:
+        """Count what the forecast of one series uses at the most: the router and the ``top_k`` largest experts."""
+        sizes = sorted((sum(p.numel() for p in expert.parameters()) for expert in self.experts), reverse=True)
+        return int(sum(sizes[: self.top_k]) + sum(p.numel() for p in self.router.parameters()))
+
+    def router_inputs(self, context: Float[Tensor, "batch time"]) -> Float[Tensor, "batch feature"]:
+        """Return what the router reads of each row."""
+        features = series_features(context, max_length=self.chronos_config.context_length)
+        if not self.moe.router.use_patch_embedding:
+            return features
+        patches, observed, _ = self.experts[0]._prepare_patched_context(context=context)
+        with torch.no_grad():
+            tokens = self.experts[0].input_patch_embedding(patches).float()
+        weight = observed.float()[..., None]
+        return torch.cat([features, (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)], dim=1)
+
+    def route(
+        self,
+        context: Float[Tensor, "batch time"],
+        *,
+        group_ids: Int[Tensor, " batch"] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Routing:
+        """Choose experts for each row, the same ones for all rows of a group."""
+        scores = self.router(self.router_inputs(context))
+        group = torch.arange(len(context), device=context.device)
+        if group_ids is not None:
+            group = group_ids.unique(return_inverse=True)[1]
+            scores = pool_groups(scores, group=group, observed=context.isfinite().any(dim=1))
+        routing = choose(
+            scores,
+            self.moe.routing,
+            bias=self.balance_bias.bias if self.moe.balance.bias_rate else None,
+            generalist=self.generalist,
+            training=self.training,
+            generator=generator,
+        )
+        return Routing(*(part[group] for part in routing))
+
+    def forward(
+        self,
+        context: Tensor,
+        context_mask: Tensor | None = None,
+        group_ids: Tensor | None = None,
+        future_covariates: Tensor | None = None,
+        future_covariates_mask: Tensor | None = None,
+        num_output_patches: int = 1,
+        future_target: Tensor | None = None,
+        future_target_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> DistilledMoEOutput:
+        """Forecast, as ``Chronos2Model.forward`` does; experts' attention weights are not returned.
+
+        ``context`` is ``(batch, time)``, oldest first, NaN where missing, ``group_ids`` is ``(batch,)``; what concerns
+        the future is ``(batch, horizon)``. ``quantile_preds`` is ``(batch, quantile, horizon)`` in the unit of each
+        series.
+        """
+        routing = self.route(_observed(context, context_mask), group_ids=group_ids)
+        horizon = num_output_patches * self.chronos_config.output_patch_size
+        normalized = torch.zeros(len(context), self.num_quantiles, horizon, device=context.device)
+        for index, expert in enumerate(self.experts):
+            row, choice = torch.where((routing.expert == index) & (routing.gate > 0))  # dispatch
+            if len(row):
+                forecast = expert(
+                    context[row],
+                    context_mask=None if context_mask is None else context_mask[row],
+                    group_ids=None if group_ids is None else group_ids[row],
+                    future_covariates=None if future_covariates is None else future_covariates[row],
+                    future_covariates_mask=None if future_covariates_mask is None else future_covariates_mask[row],
+                    num_output_patches=num_output_patches,
+                ).normalized_preds
+                normalized = normalized.index_add(
+                    0, row, routing.gate[row, choice, None, None] * forecast.float()
+                )  # combine
+        _, loc_scale = self.instance_norm(context[:, -self.chronos_config.context_length :])
+        loss = None
+        if future_target is not None:
+            loss = self._loss(
+                normalized,
+                loc_scale,
+                future_target=future_target,
+                future_target_mask=future_target_mask,
+                future_covariates=future_covariates,
+                future_covariates_mask=future_covariates_mask,
+                num_output_patches=num_output_patches,
+            )
+        return DistilledMoEOutput(
+            loss=loss,
+            quantile_preds=unscale(self, normalized, loc_scale),
+            normalized_preds=normalized,
+            loc_scale=loc_scale,
+            routing=routing,
+            aux_loss=self._aux_loss(routing),
+        )
+
+    def _loss(self, normalized: Tensor, loc_scale: tuple[Tensor, Tensor], **inputs: Any) -> Tensor:
+        expert = self.experts[0]
+        _, known_mask = expert._prepare_patched_future(
+            future_covariates=inputs["future_covariates"],
+            future_covariates_mask=inputs["future_covariates_mask"],
+            loc_scale=loc_scale,
+            num_output_patches=inputs["num_output_patches"],
+            batch_size=len(normalized),
+        )
+        loss: Tensor = expert._compute_loss(
+            normalized,
+            inputs["future_target"],
+            inputs["future_target_mask"],
+            known_mask,
+            loc_scale,
+            inputs["num_output_patches"],
+        )
+        return loss
+
+    def _aux_loss(self, routing: Routing) -> Tensor:
+        balance = self.moe.balance
+        load = expert_load(routing.expert, num_experts=len(self.experts), used=routing.gate > 0)
+        if self.training and balance.bias_rate:
+            self.balance_bias.update(load)
+        loss = routing.score.new_zeros(())
+        if balance.weight:
+            loss = loss + balance.weight * load_balancing_loss(routing.prob, load, kind=balance.kind)
+        if balance.z_weight:
+            loss = loss + balance.z_weight * z_loss(routing.score)
+        return loss
+
+    def encode(
+        self,
+        context: Tensor,
+        context_mask: Tensor | None = None,
+        group_ids: Tensor | None = None,
+        num_output_patches: int = 1,
+    ) -> tuple[Chronos2EncoderOutput, tuple[Tensor, Tensor], None, int]:
+        """Return the gated average of the chosen experts' tokens, ``(batch, token, d_model)``, as ``embed`` needs it.
+
+        Raises:
+            InputError: the experts differ in ``d_model``, so that their tokens have no average.
+        """
+        widths = {expert.config.d_model for expert in self.experts}
+        if len(widths) > 1:
+            raise InputError(
+                f"embeddings need experts of one d_model, these have {sorted(widths)}; embed with one expert"
+            )
+        routing = self.route(_observed(context, context_mask), group_ids=group_ids)
+        tokens: Tensor | None = None
+        for index, expert in enumerate(self.experts):
+            row, choice = torch.where((routing.expert == index) & (routing.gate > 0))
+            if len(row):
+                mask = None if context_mask is None else context_mask[row]
+                ids = None if group_ids is None else group_ids[row]
+                states, *_ = expert.encode(context[row], mask, ids, num_output_patches=num_output_patches)
+                part = routing.gate[row, choice, None, None] * states[0].float()
+                tokens = part.new_zeros(len(context), *part.shape[1:]) if tokens is None else tokens
+                tokens = tokens.index_add(0, row, part)
+        assert tokens is not None  # every row has an expert
+        _, loc_scale = self.instance_norm(context[:, -self.chronos_config.context_length :])
+        return Chronos2EncoderOutput(tokens), loc_scale, None, tokens.shape[1] - 1 - num_output_patches
+
+
+def _observed(context: Tensor, mask: Tensor | None) -> Tensor:
+    """Make what a mask hides missing, so that the router does not read it."""
+    return context if mask is None else context.masked_fill(mask == 0, torch.nan)
+
+
+def check_same_task(cores: Sequence[Chronos2CoreConfig], names: Sequence[str]) -> None:
+    """Refuse experts that cannot be averaged: other quantile levels, patch size, horizon or context."""
+    if not cores:
+        raise InputError("a mixture needs at least one expert, got none")
+    if len(names) != len(cores) or len(set(names)) != len(names):
+        raise InputError(f"every expert needs a name of its own: {len(cores)} experts, names {list(names)}")
+    keys = ("quantiles", "input_patch_size", "output_patch_size", "max_output_patches", "context_length", "use_arcsinh")
+    first = cores[0].chronos_config
+    for name, core in zip(names[1:], cores[1:], strict=True):
+        for key in keys:
+            if core.chronos_config.get(key) != first.get(key):
+                raise InputError(
+                    f"experts must share {key}: {names[0]!r} has {first.get(key)}, {name!r} has "
+                    f"{core.chronos_config.get(key)}; distil them from one teacher"
+                )
+
+
+def build_mixture(experts: dict[str, Chronos2Model], config: MixtureConfig) -> DistilledMoE:
+    """Make a mixture of trained students with an untrained router.
+
+    Args:
+        experts: by name; the name "generalist" makes that one the fallback.
+        config: router, routing and balance.
+
+    Raises:
+        InputError: the experts cannot be averaged, or ``top_k`` is out of range.
+    """
+    names = list(experts)
+    check_same_task([expert.config for expert in experts.values()], names)
+    cores = [_core_fields(expert.config) for expert in experts.values()]
+    mixture = DistilledMoE(DistilledMoEConfig(experts=cores, expert_names=names, moe=asdict(config)))
+    for own, expert in zip(mixture.experts, experts.values(), strict=True):
+        own.load_state_dict(expert.state_dict())
+    cast_parameters(mixture, next(iter(experts.values())).dtype)
+    return mixture
+
+
+def expert_index(mixture: DistilledMoE, name: str) -> int:
+    """Return the place of the expert called ``name``."""
+    names = list(mixture.config.expert_names)
+    if name not in names:
+        raise InputError(f"Unknown expert {name!r}. Available: {', '.join(names)}.{nearest(name, names)}")
+    return names.index(name)
+
+
+def _core_fields(config: Chronos2CoreConfig) -> dict[str, Any]:
+    fields = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "dropout_rate", "layer_norm_epsilon")
+    more = ("initializer_factor", "feed_forward_proj", "rope_theta", "chronos_config")
+    return {name: copy.deepcopy(getattr(config, name)) for name in (*fields, *more)}

@@ -1,0 +1,167 @@
+import gc
+import json
+import shutil
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from chronomoe.data.soft_targets import LiveTeacher, SoftTargetStore, revision
+from chronomoe.data.windows import TrainingWindows, WindowConfig, collate
+from chronomoe.errors import InputError
+from chronomoe.models.chronos2 import use_exact_group_attention
+from sample_series import sample_domain
+
+CONFIG = WindowConfig(context_length=64, horizon=20, min_context_length=32)
+PATCH = 16
+
+
+@pytest.fixture
+def exact(make_teacher):
+    return use_exact_group_attention(make_teacher())
+
+
+def sample_windows(*, seed=0, known=("k",)):
+    """Univariate windows alternate with multivariate ones that have covariates."""
+    domains = [sample_domain("wave"), sample_domain("spikes", variates=2, past_only=("p",), known=known)]
+    return TrainingWindows(domains, CONFIG, size=12, seed=seed)
+
+
+@pytest.fixture
+def windows():
+    return sample_windows()
+
+
+def batch_of(windows, *numbers):
+    return collate([windows[number] for number in numbers], patch_size=PATCH)
+
+
+def test_the_live_teacher_forecasts_as_the_model_does(exact, windows):
+    batch = batch_of(windows, 0, 1, 2)
+    output = exact(
+        batch["context"],
+        group_ids=batch["group_ids"],
+        future_covariates=batch["future_covariates"],
+        num_output_patches=2,
+    )
+    assert torch.equal(LiveTeacher(exact)(batch), output.normalized_preds[..., :20])
+
+
+@pytest.mark.parametrize("numbers", [(0, 1, 2, 3), (7, 2, 11), (5,)])
+def test_a_store_agrees_with_the_live_teacher_in_any_order(exact, windows, tmp_path, numbers):
+    store = SoftTargetStore.build(tmp_path / "store", exact, windows, batch_size=5)
+    batch = batch_of(windows, *numbers)
+    torch.testing.assert_close(store(batch), LiveTeacher(exact)(batch), rtol=2**-8, atol=1e-5)
+
+
+def test_known_covariates_change_what_is_stored(exact, tmp_path):
+    known, unknown = (
+        SoftTargetStore.build(tmp_path / str(len(names)), exact, sample_windows(known=names))(
+            batch_of(sample_windows(known=names), 1)
+        )
+        for names in (("k",), ())
+    )
+    assert known.shape[0] == unknown.shape[0] + 1
+    assert (known[:2] - unknown[:2]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("stopped_at", [3, 9])
+def test_an_interrupted_build_continues_and_equals_an_uninterrupted_one(exact, windows, tmp_path, stopped_at):
+    def stop(done, total):
+        assert total == 12
+        if done == stopped_at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SoftTargetStore.build(tmp_path / "cut", exact, windows, batch_size=3, progress=stop)
+    assert not (tmp_path / "cut").exists()
+    steps = []
+    build = {"batch_size": 3, "progress": lambda done, total: steps.append(done)}
+    cut = SoftTargetStore.build(tmp_path / "cut", exact, windows, **build)
+    assert steps == list(range(stopped_at + 3, 13, 3))
+    whole = SoftTargetStore.build(tmp_path / "whole", exact, windows, batch_size=3)
+    for name in ("first", "digests", "values"):
+        np.testing.assert_array_equal(getattr(cut, name), getattr(whole, name))
+    assert not (tmp_path / "cut.partial").exists()
+
+
+@pytest.mark.parametrize(("name", "text"), [("started.json", ""), ("done", "")])
+def test_a_kill_in_the_middle_of_a_write_does_not_block_the_next_build(exact, windows, tmp_path, name, text):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SoftTargetStore.build(tmp_path / "cut", exact, windows, batch_size=3, progress=stop)
+    (tmp_path / "cut.partial" / name).write_text(text)
+    cut = SoftTargetStore.build(tmp_path / "cut", exact, windows, batch_size=3)
+    whole = SoftTargetStore.build(tmp_path / "whole", exact, windows, batch_size=3)
+    np.testing.assert_array_equal(cut.values, whole.values)
+
+
+def test_an_interrupted_build_of_another_teacher_starts_again(exact, make_teacher, windows, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SoftTargetStore.build(tmp_path / "cut", exact, windows, batch_size=3, progress=stop)
+    other = use_exact_group_attention(make_teacher(seed=1))
+    cut = SoftTargetStore.build(tmp_path / "cut", other, windows, batch_size=3)
+    batch = batch_of(windows, 0)
+    torch.testing.assert_close(cut(batch), LiveTeacher(other)(batch), rtol=2**-8, atol=1e-5)
+
+
+def test_a_finished_store_is_reused_without_asking_the_teacher(exact, windows, tmp_path):
+    SoftTargetStore.build(tmp_path / "store", exact, windows)
+    asked = []
+    SoftTargetStore.build(tmp_path / "store", exact, windows, progress=lambda done, total: asked.append(done))
+    assert asked == []
+
+
+def test_another_teacher_or_other_windows_are_refused(exact, make_teacher, windows, tmp_path):
+    SoftTargetStore.build(tmp_path / "store", exact, windows)
+    message = "holds soft targets of another teacher or of other windows; delete it"
+    with pytest.raises(InputError, match=message):
+        SoftTargetStore.build(tmp_path / "store", use_exact_group_attention(make_teacher(seed=1)), windows)
+    with pytest.raises(InputError, match=message):
+        SoftTargetStore.build(tmp_path / "store", exact, sample_windows(seed=1))
+
+
+def test_a_batch_of_other_windows_is_refused(exact, windows, tmp_path):
+    store = SoftTargetStore.build(tmp_path / "store", exact, windows)
+    message = r"was computed from other windows \(series, cutoffs, covariates or grouping differ\); build it again"
+    beyond = windows[0]._replace(index=12)
+    others = [batch_of(sample_windows(seed=1), 2), batch_of(sample_windows(known=()), 0, 1)]
+    for batch in (*others, collate([beyond], patch_size=PATCH)):
+        with pytest.raises(InputError, match=message):
+            store(batch)
+
+
+def test_a_folder_without_a_store_is_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no soft-target store; make one with SoftTargetStore.build"):
+        SoftTargetStore(tmp_path)
+
+
+def test_a_store_needs_no_teacher_in_memory(make_teacher, windows, tmp_path):
+    teacher = use_exact_group_attention(make_teacher())
+    gone = weakref.ref(teacher)
+    store = SoftTargetStore.build(tmp_path / "store", teacher, windows)
+    del teacher
+    gc.collect()
+    assert gone() is None
+    assert store(batch_of(windows, 0, 1)).isfinite().all()
+    assert isinstance(store.values, np.memmap)
+
+
+def test_a_store_can_be_moved(exact, windows, tmp_path):
+    batch = batch_of(windows, 3)
+    expected = SoftTargetStore.build(tmp_path / "store", exact, windows)(batch)
+    shutil.move(tmp_path / "store", tmp_path / "moved")
+    assert torch.equal(SoftTargetStore(tmp_path / "moved")(batch), expected)
+
+
+def test_the_revision_tells_weights_and_the_key_tells_types(exact, make_teacher, windows, tmp_path):
+    assert revision(exact) == revision(make_teacher())
+    assert revision(exact) != revision(make_teacher(seed=1))
+    SoftTargetStore.build(tmp_path / "store", exact, windows)
+    assert json.loads((tmp_path / "store" / "store.json").read_text())["dtype"] == "torch.float32"

@@ -1,0 +1,47 @@
+"""Every benchmark runs, at a size that says nothing about speed, and ends in one JSON line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "bench"
+SMALL = {
+    "router": ["--windows", "64", "--epochs", "2"],
+    "group_attention": ["--rows", "4", "--repeats", "1"],
+    "dispatch": [
+        *("--experts", "2", "--tokens", "8", "--top-k", "1", "--d-model", "8", "--width", "8"),
+        *("--d-ff", "16", "--layer", "2", "1", "--layer-tokens", "8", "--repeats", "1"),
+    ],
+    "pretraining": [
+        *("--rows", "4", "--context-length", "128", "--horizon", "32"),
+        *("--d-model", "64", "--layers", "1", "--repeats", "1"),
+    ],
+    "throughput": [
+        "--context-length",
+        "64",
+        "--horizon",
+        "16",
+        "--batch-size",
+        "2",
+        "--num-experts",
+        "2",
+        "--repeats",
+        "1",
+        "--presets",
+        "slim",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_benchmark_says_its_question_and_ends_in_one_json_line(name):
+    command = [sys.executable, str(FOLDER / f"{name}.py"), *SMALL[name]]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["question"]
+
+
+def test_no_benchmark_is_left_out():
+    assert {path.stem for path in FOLDER.glob("*.py")} == set(SMALL)

@@ -1,0 +1,65 @@
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from chronomoe import ChronoMoEPipeline, InputError, load_model
+from chronomoe.models.mixture.features import NUM_FEATURES
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_example_is_run_by_a_test_of_this_file():
+    tested = {"distil_a_student", "mix_students", "add_a_router"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
+
+
+def test_the_distillation_example_writes_a_student_and_forecasts(tmp_path, capsys):
+    load("distil_a_student").main(tmp_path / "student", steps=3)
+    assert (tmp_path / "student" / "model.safetensors").is_file()
+    assert "median of the next hour" in capsys.readouterr().out
+
+
+def test_the_mixture_example_prints_what_it_promises(capsys):
+    load("mix_students").main()
+    assert "experts:" in capsys.readouterr().out
+
+
+def test_the_router_example_saves_a_mixture_and_puts_its_router_back(tmp_path, capsys):
+    load("add_a_router").main(tmp_path / "moe")
+    assert "loaded with a TimeSeriesRouter, now it has a CautiousRouter" in capsys.readouterr().out
+
+
+def test_a_router_put_back_after_loading_scores_as_before(make_mixture, make_context, tmp_path):
+    example, mixture, context = load("add_a_router"), make_mixture().eval(), make_context()
+    features = mixture.router_inputs(context)
+    mixture.router.standardize_on(features + 9)  # far from what it will read
+    plain = mixture.router(features)
+    example.use_cautious_router(mixture)
+    expected = mixture.router(features)
+    assert not torch.allclose(plain, expected)
+    ChronoMoEPipeline(mixture).save_pretrained(tmp_path / "moe")
+    loaded = load_model(tmp_path / "moe")
+    assert torch.equal(loaded.router(features), plain)
+    example.use_cautious_router(loaded)
+    assert torch.equal(loaded.router(features), expected)
+
+
+def test_a_mixture_saved_with_a_router_of_other_weights_is_refused(make_mixture, tmp_path):
+    mixture = make_mixture()
+    mixture.router.network = nn.Sequential(nn.Linear(NUM_FEATURES, 2))
+    ChronoMoEPipeline(mixture).save_pretrained(tmp_path / "moe")
+    with pytest.raises(InputError, match=r"are not those of its config.json: .* such as 'router\.network\."):
+        load_model(tmp_path / "moe")
