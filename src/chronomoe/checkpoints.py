@@ -15,7 +15,7 @@ from chronos.chronos2.config import Chronos2ForecastingConfig
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 
-from chronomoe.errors import InputError, nearest
+from chronomoe.errors import InputError, extra, nearest
 
 ACCEPTED = "a hub id (owner/name), a folder, an s3:// URL or 'tiny'"
 SHIPPED = ("tiny",)
@@ -71,11 +71,9 @@ def _check_folder(folder: Path, *, name: str) -> None:
 def _download_from_s3(url: str, *, force: bool) -> Path:
     if len(url.removeprefix("s3://").strip("/").split("/")) < 2:
         raise InputError(f"an S3 checkpoint is s3://bucket/folder, got {url!r}")
-    try:
-        from botocore.exceptions import BotoCoreError, ClientError  # type: ignore[import-untyped]
+    with extra("s3"):
+        from botocore.exceptions import BotoCoreError, ClientError
         from chronos.boto_utils import cache_model_from_s3
-    except ImportError as error:
-        raise InputError(f"loading {url!r} needs boto3: pip install 'chronomoe[s3]'") from error
     try:
         return Path(cache_model_from_s3(url, force_download=force))
     except (BotoCoreError, ClientError) as error:

@@ -16,7 +16,6 @@ from typing import Any, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from chronomoe.errors import InputError, nearest
 
@@ -77,7 +76,7 @@ RULES = {
 """Pydantic's types of complaints, and what we say."""
 
 
-def _in_words(complaint: ErrorDetails, place: str) -> str:
+def _in_words(complaint: Any, place: str) -> str:
     context = complaint.get("ctx", {})
     if isinstance(context.get("error"), InputError):
         return f"{place}: {context['error']}" if place else str(context["error"])

@@ -10,10 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from synforecast import Multivariatizer, pretraining_pool
-from synforecast.generators import VARGenerator
 
-from chronomoe.errors import InputError
+from chronomoe.errors import InputError, extra
 from chronomoe.pretraining.composing import compose
 from chronomoe.pretraining.real_series import real_pieces
 
@@ -131,6 +129,8 @@ def draw_corpus(config: CorpusConfig, *, progress: Progress = no_progress) -> Co
 
 
 def _pool(config: CorpusConfig, index: int, seasonality: int) -> list[Any]:
+    with extra("pretrain"):
+        from synforecast import pretraining_pool
     pool: list[Any] = pretraining_pool(
         min_length=config.length,
         max_length=config.length,
@@ -145,6 +145,9 @@ def _pool(config: CorpusConfig, index: int, seasonality: int) -> list[Any]:
 
 def _draw_groups(config: CorpusConfig, pool: list[Any], count: int, *, seed: int) -> NDArray[np.float32]:
     """Draw groups: three quarters couple series of one generator of the pool, the others are autoregressions."""
+    with extra("pretrain"):
+        from synforecast import Multivariatizer
+        from synforecast.generators import VARGenerator
     fast = [generator for generator in pool if type(generator).__name__ not in SLOW_GENERATORS]
     rng = np.random.default_rng([seed, 3])
     groups = np.empty((count, GROUP_ROWS, config.length), dtype=np.float32)

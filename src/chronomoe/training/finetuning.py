@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from transformers.training_args import TrainingArguments
-from transformers.utils.import_utils import is_peft_available
 
-from chronomoe.errors import InputError
+from chronomoe.errors import InputError, extra
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
@@ -158,9 +157,8 @@ def extend(model: PreTrainedModel, *, context_length: int, horizon: int) -> PreT
 
 
 def _with_adapters(model: PreTrainedModel, config: "LoraConfig | dict[str, Any] | None") -> nn.Module:
-    if not is_peft_available():
-        raise InputError("finetune_mode='lora' needs peft: pip install peft, or use finetune_mode='full'")
-    from peft import LoraConfig, get_peft_model
+    with extra("lora"):
+        from peft import LoraConfig, get_peft_model
 
     if config is None:
         whole = ["router"] if isinstance(model, DistilledMoE) else None
