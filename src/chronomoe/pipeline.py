@@ -6,24 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import pandas as pd
 import torch
 from chronos.chronos2 import Chronos2Model, Chronos2Pipeline
 from chronos.chronos2.dataset import Chronos2Dataset, DatasetMode, PreparedInput, TensorOrArray
-from chronos.chronos2.preprocess import from_data_frame
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from chronomoe.checkpoints import ACCEPTED, HUB_OPTIONS, architecture, find_checkpoint, whole_folder
-from chronomoe.data.intake import frames_to_forecast
-from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
 from chronomoe.errors import InputError
 from chronomoe.model_card import model_card
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.mixture import DistilledMoE
-from chronomoe.models.quantiles import constant_level, put_in_order
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
 
 if TYPE_CHECKING:
@@ -129,77 +125,6 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         with whole_folder(Path(save_directory)) as folder:
             self.model.save_pretrained(folder, *args, **kwargs)
             (folder / "README.md").write_text(model_card(self.model, name=name, sections=sections), encoding="utf-8")
-
-    def predict_df(
-        self,
-        df: pd.DataFrame,
-        future_df: pd.DataFrame | None = None,
-        id_column: str = ITEM_ID,
-        timestamp_column: str = TIMESTAMP,
-        target: str | list[str] = TARGET,
-        prediction_length: int | None = None,
-        quantile_levels: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
-        batch_size: int = 256,
-        context_length: int | None = None,
-        cross_learning: bool = False,
-        validate_inputs: bool = True,
-        freq: str | None = None,
-        *,
-        strict: bool = False,
-        **predict_kwargs: Any,
-    ) -> pd.DataFrame:
-        """Forecast a frame; the arguments are those of ``Chronos2Pipeline.predict_df``, and one more.
-
-        ``strict``, as for files: times must follow a ``freq`` that is given, items without values are left out.
-
-        Where upstream goes by the type of a column, this goes by what it holds: ids may be categories, booleans are 0
-        and 1 as in files, times keep their zone and its calendar, weeks their day. Values too large, too small or too
-        high above their changes for float32 are shifted and scaled first, and answered in float64.
-
-        Returns:
-            ``prediction_length`` rows for each item and target, items in order of appearance: ``id_column``,
-            ``timestamp_column``, ``target_name``, ``predictions`` (the median) and a column for each quantile level.
-
-        Raises:
-            InputError: a frame breaks a rule of ``data.intake.frames_to_forecast``.
-        """
-        targets = [target] if isinstance(target, str) else list(target)
-        horizon = prediction_length or self.model_prediction_length
-        frames = frames_to_forecast(
-            df,
-            future_df,
-            targets=targets,
-            horizon=horizon,
-            freq=freq,
-            id_column=id_column,
-            timestamp_column=timestamp_column,
-            strict=strict,
-        )
-        inputs = from_data_frame(
-            frames.past,
-            target_columns=targets,
-            prediction_length=horizon,
-            future_df=frames.future,
-            id_column=id_column,
-            timestamp_column=timestamp_column,
-            validate_inputs=False,
-        )
-        quantiles, median = self.predict_quantiles(
-            inputs=inputs,
-            prediction_length=horizon,
-            quantile_levels=list(quantile_levels),
-            limit_prediction_length=False,
-            batch_size=batch_size,
-            context_length=context_length,
-            cross_learning=cross_learning,
-            **predict_kwargs,
-        )
-        return frames.answer(
-            torch.cat([torch.stack(median)[..., None], torch.stack(quantiles)], dim=-1).numpy(),
-            targets=targets,
-            levels=quantile_levels,
-            names=(id_column, timestamp_column),
-        )
 
     def _predict_batch(
         self,
@@ -339,6 +264,30 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
                 f"{method} needs a mixture of distilled experts, this pipeline holds a {type(self.model).__name__}"
             )
         return self.model
+
+
+def constant_level(values: Float[Tensor, "batch time"], *, group_ids: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Return the value that each row always has; NaN for rows that vary or share a group with one that does.
+
+    Chronos-2 scales a row that never varies by 1e-5: what a model says of it is noise of that size.
+
+    Args:
+        values: of each row, past and known future; NaN where unknown. A row without any is not constant.
+        group_ids: rows of one group may move each other.
+    """
+    seen = ~values.isnan()
+    low = values.where(seen, torch.inf).amin(dim=1)
+    high = values.where(seen, -torch.inf).amax(dim=1)
+    moved = torch.isin(group_ids, group_ids[low != high])
+    return low.masked_fill(moved, torch.nan)
+
+
+def put_in_order(
+    quantiles: Float[Tensor, "row quantile horizon"], *, level: Float[Tensor, " row"]
+) -> Float[Tensor, "row quantile horizon"]:
+    """Sort the quantiles of each step, and take ``level`` for all of them where it is not NaN."""
+    level = level[:, None, None]
+    return torch.where(level.isnan(), quantiles.sort(dim=1).values, level)
 
 
 def load_model(name: str | Path, *, dtype: str | torch.dtype = "float32", **kwargs: Any) -> PreTrainedModel:

@@ -45,13 +45,14 @@ BAD_FRAMES = {
     "misnamed target": (lambda frame: frame.rename(columns={"target": "traget"}), "Did you mean 'traget'"),
     "misnamed item": (lambda frame: frame.rename(columns={"item_id": "id"}), "missing column 'item_id'.* 'id'"),
     "no timestamp": (drop("timestamp"), "missing column 'timestamp'"),
+    "unsorted": (lambda frame: frame.iloc[::-1], "unsorted timestamps: .*s1"),
     "duplicated": (lambda frame: pd.concat([frame, frame.tail(1)]), "duplicated timestamp: .*s1"),
     "irregular": (lambda frame: frame.drop(index=[5, 17]), "irregular.*s0|s0.*irregular|regular"),
     "empty": (lambda frame: frame.head(0), "empty"),
     "all missing": (lambda frame: frame.assign(target=np.nan), "all 2 hold only missing values"),
     "infinite": (put(7, "target", np.inf), "finite .* got inf for .*'s0'.*2024-01-01 07:00"),
     "mixed": (put(7, "target", "seven"), "column 'target' mixes numbers and text: row 7 .*'seven'"),
-    "a decimal comma": (lambda frame: frame.assign(price="1,5"), "column 'price' must hold numbers, got '1,5'"),
+    "text": (lambda frame: frame.assign(colour="red"), "column 'colour' must hold numbers, got 'red'"),
     "not times": (put(3, "timestamp", "soon"), "column 'timestamp' must hold dates or times .*'soon' in row 3"),
 }
 

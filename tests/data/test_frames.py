@@ -172,17 +172,12 @@ def test_times_with_the_year_first_are_read_in_any_writing():
         assert series.timestamps().tolist() == frame["timestamp"].tolist()
 
 
-def test_days_of_a_local_calendar_keep_their_dates_over_a_change_of_clocks():
+def test_local_days_across_a_change_of_clocks_are_refused_with_the_reason():
     frame = long_frame(("a",), steps=120, freq="D")
-    (plain,) = frame_to_series(frame)
-    (local,) = frame_to_series(frame.assign(timestamp=frame["timestamp"].dt.tz_localize("Europe/Berlin")))
-    assert (local.start, local.freq) == (plain.start, "D")
-
-
-def test_local_hours_are_instants():
-    frame = long_frame(("a",), steps=120, freq="h")
-    times = frame["timestamp"].dt.tz_localize("UTC").dt.tz_convert("Europe/Berlin")
-    assert frame_to_series(frame.assign(timestamp=times))[0].start == frame["timestamp"][0]
+    frame["timestamp"] = frame["timestamp"].dt.tz_localize("Europe/Berlin")
+    message = refused(frame, "irregular frequency.*'D'.*row 91")
+    assert "a change of clocks looks: times with a zone count in UTC" in message
+    assert "clocks" not in refused(long_frame(("a",), steps=40).drop(index=[9]), "irregular frequency.*'h'")
 
 
 def test_series_of_only_missing_values_are_dropped_with_a_count():

@@ -1,6 +1,5 @@
 """Series in memory-mapped `datasets` tables of one row a series, the fev and Chronos layout."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import overload
@@ -10,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pandas.tseries.offsets import BaseOffset
 
@@ -242,25 +240,17 @@ def only_split(found: Mapping[str, datasets.Dataset], name: str) -> datasets.Dat
 
 
 def load_parquet_rows(files: Sequence[Path], *, cache_dir: Path | None) -> datasets.Dataset:
-    """Open Parquet files of one row a series: in memory, or memory-mapped from ``cache_dir``.
-
-    The cache is found by the files' content: a name and a time may outlive what they were given to.
+    """Open Parquet files of one row a series, memory-mapped from the cache of `datasets` (or from ``cache_dir``).
 
     Raises:
         InputError: they cannot be read together.
     """
     try:
-        if cache_dir is None:
-            return datasets.Dataset(pa.concat_tables([pq.read_table(file) for file in files]))
-        content = hashlib.sha256()
-        for file in files:
-            with file.open("rb") as opened:
-                content.update(hashlib.file_digest(opened, "sha256").digest())
         return datasets.load_dataset(
             "parquet",
             data_files=[str(file) for file in files],
             split="train",
-            cache_dir=str(cache_dir / content.hexdigest()[:16]),
+            cache_dir=None if cache_dir is None else str(cache_dir),
         )
     except (OSError, ValueError, datasets.exceptions.DatasetGenerationError, pa.ArrowInvalid) as error:
         raise InputError(

@@ -1,14 +1,11 @@
 """Checks of columns that every reader shares; each refusal says what to change."""
 
-import re
 import warnings
 from collections.abc import Iterable, Sequence
-from datetime import tzinfo
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from numpy.typing import NDArray
 from pandas.api import types
 
@@ -86,11 +83,6 @@ def check_known(known: Sequence[str], covariates: Iterable[str]) -> None:
 def refuse_text(column: str, value: object, *, row: int | None = None) -> InputError:
     """Return the error for a column of text."""
     where = f"{value!r}" if row is None else f"{value!r} in row {row}"
-    if isinstance(value, str) and re.fullmatch(r"\s*[-+]?[\d., '\u00a0]*\d[.,\d]*\s*", value):
-        return InputError(
-            f"column {column!r} must hold numbers, got {where}: a number with a decimal comma or a "
-            "thousands separator; read the file with pd.read_csv(path, decimal=',') or thousands=',' and save it again"
-        )
     return InputError(
         f"column {column!r} must hold numbers, got {where}; drop the column, or encode categories as numbers, "
         f"for example frame[{column!r}].astype('category').cat.codes"
@@ -103,12 +95,6 @@ def as_numbers(column: pd.Series) -> NDArray[np.float32]:
     Raises:
         InputError: the column holds something else; the message names the first such value and its row.
     """
-    with np.errstate(over="ignore"):  # too large for float32 becomes infinite and is refused as such
-        return as_doubles(column).astype(np.float32)
-
-
-def as_doubles(column: pd.Series) -> NDArray[np.float64]:
-    """Return a column as float64; else as ``as_numbers``."""
     name = str(column.name)
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(column.dtype.categories.dtype)
@@ -119,90 +105,42 @@ def as_doubles(column: pd.Series) -> NDArray[np.float64]:
         wrong = np.flatnonzero((numbers.isna() & column.notna()).to_numpy())
         if len(wrong):
             row = int(wrong[0])
-            error = refuse_text(name, column.iloc[row], row=row)
-            if isinstance(column.iloc[row], str) and numbers.notna().any() and "categories" in str(error):
+            if isinstance(column.iloc[row], str) and numbers.notna().any():
                 raise InputError(
                     f"column {name!r} mixes numbers and text: row {row} (counted from 0) holds {column.iloc[row]!r}; "
                     "make it a number, or leave it empty where the value is missing"
                 )
-            raise error
+            raise refuse_text(name, column.iloc[row], row=row)
         column = numbers
-    return column.to_numpy(dtype=np.float64, na_value=np.nan)
-
-
-class Clock(NamedTuple):
-    """How the times of a column were written, to write others the same way."""
-
-    zone: tzinfo | None = None
-    """Their time zone, if they have one."""
-    local: bool = False
-    """Whether they count as times of that zone's calendar rather than as instants in UTC."""
-
-    def write(self, times: pd.DatetimeIndex) -> pd.DatetimeIndex:
-        """Return times as ``read_times`` gives them in the zone they came from."""
-        if self.zone is None:
-            return times
-        if self.local:  # a midnight that a change of clocks skips or repeats
-            return times.tz_localize(self.zone, nonexistent="shift_forward", ambiguous=np.ones(len(times), dtype=bool))
-        return times.tz_localize("UTC").tz_convert(self.zone)
+    with np.errstate(over="ignore"):  # too large for float32 becomes infinite and is refused as such
+        return column.to_numpy(dtype=np.float32, na_value=np.nan)
 
 
 def as_timestamps(column: pd.Series) -> pd.DatetimeIndex:
-    """Return the times that ``read_times`` reads."""
-    return read_times(column)[0]
-
-
-def read_times(column: pd.Series) -> tuple[pd.DatetimeIndex, Clock]:
-    """Return a column as times without zone, in nanoseconds, and the clock they were written by.
-
-    Where a zone is given, times that all fall on the same hour of its days are steps of its calendar (days, business
-    days, months) and keep their local dates; all others are instants, in UTC.
+    """Return a column as times without zone (UTC where a zone was given), nanosecond resolution.
 
     Raises:
         InputError: a value is missing or not a time; the message names the first one and its row.
     """
     if isinstance(column.dtype, pd.PeriodDtype):
         column = column.dt.to_timestamp()
-    if isinstance(column.dtype, pd.ArrowDtype):
-        column = pa.Array.from_pandas(column).to_pandas().rename(column.name)
     if types.is_numeric_dtype(column.dtype):
-        raise _refuse_numbers(column)
+        raise InputError(
+            f"column {column.name!r} must hold dates or times, got the number {column.iloc[0]}; convert it first, "
+            "for example pd.to_datetime(column, unit='s') for Unix seconds"
+        )
     if not isinstance(column.dtype, pd.DatetimeTZDtype) and not types.is_datetime64_dtype(column.dtype):
-        zoned = column.astype(str).str.contains(r"\d:\d\d.*(?:Z|[+-]\d\d:?\d\d)\s*$", regex=True).any()
         column = _parse_times(column)
-        column = column if zoned else column.dt.tz_localize(None)
-    index, clock = pd.DatetimeIndex(column), Clock()
+    index = pd.DatetimeIndex(column)
     if index.tz is not None:
-        local = index.tz_localize(None)
-        clock = Clock(index.tz, len((local - local.normalize()).unique()) == 1)
-        index = local if clock.local else index.tz_convert("UTC").tz_localize(None)
+        index = index.tz_convert("UTC").tz_localize(None)
     if index.hasnans:
         row = int(np.flatnonzero(index.isna())[0])
         raise InputError(f"column {column.name!r} must hold a time in every row, row {row} (counted from 0) is empty")
     try:
-        return index.as_unit("ns"), clock
+        return index.as_unit("ns")
     except pd.errors.OutOfBoundsDatetime as error:
         raise _refuse_year(error) from None
-
-
-_NUMBERED = {
-    4: "format='%Y'",
-    6: "format='%Y%m'",
-    8: "format='%Y%m%d'",
-    10: "unit='s'",
-    13: "unit='ms'",
-    16: "unit='us'",
-}
-"""How times that are written as numbers of so many digits are read."""
-
-
-def _refuse_numbers(column: pd.Series) -> InputError:
-    value = column.iloc[0]
-    how = _NUMBERED.get(len(str(value).removesuffix(".0")), "unit='ns'")
-    return InputError(
-        f"column {column.name!r} must hold dates or times, got the number {value}; convert it first, for example "
-        f"pd.to_datetime(column, {how})"
-    )
 
 
 def _refuse_year(error: pd.errors.OutOfBoundsDatetime) -> InputError:
@@ -214,12 +152,6 @@ def _parse_times(column: pd.Series) -> pd.Series:
 
     Whether the day or the month comes first in ``03/04/2024`` is told by the rows in which only one of them can.
     """
-    first = column.dropna().astype(str).str.strip()
-    if first.str.match(r"\d{1,2}([-/.])\d{1,2}\1\d{2}(\D|$)").any():
-        raise InputError(
-            f"column {column.name!r} holds dates whose year has two digits, such as {first.iloc[0]!r}: day, month and "
-            "year cannot be told apart; write times as in ISO 8601, 2024-01-31 12:00"
-        )
     ways: list[dict[str, Any]] = [{"format": "ISO8601"}, {"dayfirst": False}, {"dayfirst": True}]
     if column.astype(str).str.match(r"\s*\d{4}").any():  # the year comes first
         ways.pop()

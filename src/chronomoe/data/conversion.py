@@ -41,7 +41,7 @@ def wide_to_long(frame: pd.DataFrame) -> pd.DataFrame:
     Raises:
         InputError: not a wide frame, or a column does not hold numbers.
     """
-    frame = tidy(frame)
+    frame = _tidy(frame)
     time, names = _wide_columns(frame)
     values = [as_numbers(frame[name]) for name in names]
     timestamps = as_timestamps(frame[time])
@@ -52,6 +52,21 @@ def wide_to_long(frame: pd.DataFrame) -> pd.DataFrame:
             TARGET: np.concatenate(values),
         }
     )
+
+
+def to_long(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a long frame with times parsed: a wide one is turned, and ``item_id`` is added to a frame of one series.
+
+    Raises:
+        InputError: columns are missing or misnamed, or hold no times.
+    """
+    frame = _tidy(frame)
+    if is_wide(frame):
+        return wide_to_long(frame)
+    if ITEM_ID not in frame:
+        frame = _only_item(frame, [TARGET])
+    check_columns([ITEM_ID, TIMESTAMP], list(frame.columns))
+    return frame.assign(**{TIMESTAMP: as_timestamps(frame[TIMESTAMP])})
 
 
 def frame_to_series(
@@ -77,7 +92,7 @@ def frame_to_series(
         InputError: columns are missing or hold anything but numbers, a value is infinite, timestamps are unsorted,
             duplicated or irregular, or there is nothing in it.
     """
-    frame = tidy(frame)
+    frame = _tidy(frame)
     targets = (target,) if isinstance(target, str) else tuple(target)
     if targets == (TARGET,) and is_wide(frame):
         return _wide_series(frame, known_covariates, freq)
@@ -116,9 +131,9 @@ def frame_to_series(
     return series
 
 
-def tidy(frame: pd.DataFrame, *, also: Sequence[str] = ()) -> pd.DataFrame:
-    """Return the frame with named index levels as columns and all names as text; ``also`` are names of such levels."""
-    if set(frame.index.names) & {ITEM_ID, TIMESTAMP, DATE, *also}:
+def _tidy(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with named index levels as columns and all names as text."""
+    if set(frame.index.names) & {ITEM_ID, TIMESTAMP, DATE}:
         frame = frame.reset_index()
     if frame.empty:
         raise InputError(f"the frame is empty, it has {len(frame)} rows and {len(frame.columns)} columns")

@@ -4,19 +4,17 @@ The data layer's front door: what it takes to get from a path or a frame to seri
 """
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 import pandas as pd
 
 from chronomoe.data.arrow import ArrowSeries, is_list, load_parquet_rows, load_saved
 from chronomoe.data.checks import listed
-from chronomoe.data.conversion import frame_to_series, is_wide, wide_to_long
+from chronomoe.data.conversion import frame_to_series, is_wide, to_long, wide_to_long
 from chronomoe.data.readers import (
-    CSV_SUFFIXES,
     JSON_SUFFIXES,
     METADATA,
     PARQUET_SUFFIXES,
@@ -49,28 +47,20 @@ __all__ = [
 _SAVED = ("dataset_info.json", "dataset_dict.json")
 
 
-def read_frame(path: str | os.PathLike[str], **options: Any) -> pd.DataFrame:
-    """Read a file or folder as one frame, long or wide, as it is; item ids become text.
+def read_frame(path: str | os.PathLike[str]) -> pd.DataFrame:
+    """Read a long or wide CSV (``.csv``, ``.csv.gz``) or Parquet file as a long frame.
 
-    Tables (CSV, Parquet, a folder of part files) keep their columns and times. Everything else goes through
-    ``read_series``, whose options these are.
+    Returns:
+        ``item_id``, ``timestamp`` and the other columns as they are; a wide file has ``target`` only. Values are
+        checked by ``frame_to_series``.
 
     Raises:
-        InputError: the file is missing, damaged or of another format.
+        InputError: the file is missing, damaged or of another format, or its columns are misnamed.
     """
     path = Path(path)
-    check_file(path)
-    parts = [path]
-    if path.is_dir() and not _is_saved(path) and is_one_table(path, files := _entries(path)):
-        parts = files
-    if any(part.is_dir() or suffix_of(part) not in CSV_SUFFIXES + PARQUET_SUFFIXES for part in parts) or any(
-        map(_has_rows_of_lists, parts)
-    ):
-        return series_to_frame(read_series(path, **options))
-    frame = pd.concat(map(read_table, parts), ignore_index=True) if len(parts) > 1 else read_table(path)
-    if ITEM_ID in frame:
-        frame = frame.assign(**{ITEM_ID: frame[ITEM_ID].astype(object).map(str, na_action="ignore")})
-    return frame
+    if _has_rows_of_lists(path):
+        raise InputError(f"{str(path)!r} has one row a series; read it with read_series, then series_to_frame")
+    return to_long(read_table(path))
 
 
 def read_series(
@@ -106,9 +96,6 @@ def read_series(
     if path.is_dir() and not _is_saved(path):
         files = _entries(path)
         if not all(map(_has_rows_of_lists, files)):
-            if is_one_table(path, files):
-                table = pd.concat([read_table(file) for file in files], ignore_index=True)
-                return frame_to_series(table, target=target, known_covariates=known_covariates, freq=freq)
             parts = {
                 _stem(file): read_series(
                     file, target=target, known_covariates=known_covariates, freq=freq, cache_dir=cache_dir
@@ -161,16 +148,6 @@ class JoinedSeries(Sequence[Series]):
                 return replace(series, item_id=f"{name}/{series.item_id}")
             position -= len(part)
         raise IndexError(f"series {index} of {len(self)}")
-
-
-def is_one_table(folder: Path, files: Sequence[Path]) -> bool:
-    """Return whether the files of a folder are parts of one table, as Spark, Dask and Arrow write them."""
-    marked = suffix_of(folder) in PARQUET_SUFFIXES or any(
-        (folder / name).exists() for name in ("_SUCCESS", "_metadata")
-    )
-    return all(suffix_of(file) in PARQUET_SUFFIXES for file in files) and (
-        marked or all(re.match(r"part[-._]?\d", file.name) for file in files)
-    )
 
 
 def _is_saved(folder: Path) -> bool:

@@ -80,8 +80,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
     if len(header) == 1 and (found := [sign for sign in _OTHER_SEPARATORS if sign in header[0]]):
         raise InputError(
             f"columns of a CSV file are separated by commas, {str(path)!r} seems to have {found[0]!r} instead; save it "
-            f"again, for example pd.read_csv(path, sep={found[0]!r}, decimal=',').to_csv(path, index=False), without "
-            "decimal= where numbers have a point"
+            f"again, for example pd.read_csv(path, sep={found[0]!r}).to_csv(path, index=False)"
         )
     check_names(header)
     with warnings.catch_warnings():
@@ -94,7 +93,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
                 f"every row of a CSV file must have as many values as the first one has names, {len(header)}; "
                 f"a row of {str(path)!r} has more"
             ) from None
-    return frame[[name for name in frame if not str(name).startswith("Unnamed: ")]]  # row numbers, empty columns
+    return _without_row_numbers(frame)
 
 
 def parquet_schema(path: Path) -> pa.Schema:
@@ -245,3 +244,11 @@ def _metadata_freq(path: Path) -> str | None:
             if isinstance(freq, str):
                 return freq
     return None
+
+
+def _without_row_numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Drop the nameless column of row numbers that ``DataFrame.to_csv`` writes first by default."""
+    first = frame.columns[0]
+    if str(first) == "Unnamed: 0" and np.array_equal(frame[first].to_numpy(), np.arange(len(frame))):
+        return frame.drop(columns=first)
+    return frame
