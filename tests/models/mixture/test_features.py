@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from chronomoe.models.mixture.features import LAGS, NUM_BANDS, NUM_FEATURES, NUM_RECENT, NUM_SHAPE, series_features
 
@@ -37,7 +39,37 @@ def test_features_ignore_shift_by_many_standard_deviations(gappy, shift):
 @pytest.mark.parametrize("padding", [1, 28, 200])
 def test_features_ignore_nan_before_the_first_value(gappy, padding):
     padded = torch.cat([torch.full((len(gappy), padding), torch.nan), gappy], dim=1)
-    assert torch.equal(features(padded), features(gappy))
+    torch.testing.assert_close(features(padded), features(gappy), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("level", [1e4, 1e5])
+def test_a_small_variation_shows_at_a_high_level(context, level):
+    """What float32 leaves of the variation is described as if there were no level."""
+    raised = context / context.std(dim=1, keepdim=True) + level
+    left = (raised.double() - level).float()
+    torch.testing.assert_close(features(raised), features(left), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("unit", [1e-30, 1e-20, 1e20, 1e30, 1e36])
+def test_features_ignore_units_at_the_limits_of_float32(context, unit):
+    torch.testing.assert_close(features(context * unit), features(context), rtol=1e-4, atol=1e-4)
+
+
+def test_features_need_no_float64(gappy):
+    """Accelerators such as MPS have none."""
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            output = function(*args, **kwargs or {})
+            seen.extend(part.dtype for part in tree_leaves(output) if isinstance(part, torch.Tensor))
+            return output
+
+    features(gappy)  # what does not depend on the series is made on the processor, once
+    with Watch():
+        features(gappy)
+    assert torch.float32 in seen
+    assert not {torch.float64, torch.complex128} & set(seen)
 
 
 def test_features_of_a_row_ignore_the_rest_of_the_batch(gappy):

@@ -8,6 +8,7 @@ from chronos.chronos2.model import Chronos2Output
 
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.training.finetuning import extend
 from conftest import EXPERTS
 
 TOP_K = [1, 2, len(EXPERTS)]
@@ -54,7 +55,8 @@ def test_a_mixture_of_one_is_its_expert_under_masks(make_mixture, expert, batch)
 
 
 def test_a_mixture_is_called_as_upstream_s_model_and_returns_the_routing_too(make_mixture, batch):
-    assert list(signature(DistilledMoE.forward).parameters) == list(signature(Chronos2Model.forward).parameters)
+    upstream = list(signature(Chronos2Model.forward).parameters)
+    assert list(signature(DistilledMoE.forward).parameters)[: len(upstream)] == upstream
     output = make_mixture()(**batch)
     assert isinstance(output, Chronos2Output)
     assert output.routing.expert.shape == (8, 2)
@@ -104,6 +106,65 @@ def test_rows_of_a_group_are_never_split(make_mixture, batch):
             assert (part[rows] == part[rows][:1]).all()
     alone = mixture.route(batch["context"])
     assert not torch.equal(alone.expert, routing.expert)  # the rows would not have gone together
+
+
+@pytest.mark.parametrize("top_k", TOP_K)
+def test_series_of_one_group_are_routed_apart_and_learn_from_those_with_the_same_expert(make_mixture, batch, top_k):
+    """The slow way: route each series alone, then give each expert the rows that chose it as one group."""
+    mixture = make_mixture(routing={"top_k": top_k})
+    series = batch.pop("group_ids")
+    del batch["future_target"]
+    output = mixture(**batch, group_ids=torch.zeros(8, dtype=torch.long), route_ids=series)
+    expected = torch.zeros_like(output.normalized_preds)
+    for place, expert in enumerate(mixture.experts):
+        gates = torch.zeros(8)
+        for name in series.unique():
+            alone = mixture.route(batch["context"][series == name], group_ids=series[series == name])
+            gates[series == name] = (alone.gate * (alone.expert == place)).sum(dim=1)
+        row = torch.where(gates > 0)[0]
+        if len(row):
+            part = expert(
+                batch["context"][row],
+                group_ids=torch.zeros(len(row), dtype=torch.long),
+                future_covariates=batch["future_covariates"][row],
+                num_output_patches=2,
+            )
+            expected[row] += gates[row, None, None] * part.normalized_preds
+    assert len(output.routing.expert[:, 0].unique()) > 1
+    torch.testing.assert_close(output.normalized_preds, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_group_of_one_series_is_routed_the_same_with_and_without_route_ids(make_mixture, batch):
+    mixture = make_mixture()
+    plain, named = mixture(**batch), mixture(**batch, route_ids=batch["group_ids"])
+    assert torch.equal(plain.normalized_preds, named.normalized_preds)
+
+
+@pytest.mark.parametrize("top_k", TOP_K)
+def test_float64_as_default_type_changes_no_number(make_mixture, batch, top_k):
+    mixture = make_mixture(routing={"top_k": top_k})
+    expected = mixture(**batch)
+    torch.set_default_dtype(torch.float64)
+    try:
+        output = mixture(**batch)
+        encoded = mixture.encode(batch["context"])[0][0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert output.quantile_preds.dtype == encoded.dtype == torch.float32
+    torch.testing.assert_close(output.quantile_preds, expected.quantile_preds)
+
+
+def test_a_larger_context_limit_does_not_move_the_router(make_mixture, gappy):
+    mixture = make_mixture()
+    longer = extend(copy.deepcopy(mixture), context_length=4 * gappy.shape[1], horizon=16)
+    assert longer.chronos_config.context_length > mixture.chronos_config.context_length
+    assert torch.equal(longer.router_inputs(gappy), mixture.router_inputs(gappy))
+
+
+@pytest.mark.parametrize("feature_length", [64, 512])
+def test_features_describe_no_more_steps_than_experts_read(make_mixture, feature_length):
+    mixture = make_mixture(router={"feature_length": feature_length})
+    assert mixture.moe.router.feature_length == min(feature_length, mixture.chronos_config.context_length)
 
 
 def test_the_variates_of_a_group_are_forecast_together(make_mixture, batch):

@@ -1,11 +1,13 @@
 import copy
 import itertools
+import json
 
 import pytest
 import torch
 
 from chronomoe.errors import InputError
 from chronomoe.models.balancing import load_balancing_loss, z_loss
+from chronomoe.models.mixture.features import series_features
 from chronomoe.models.mixture.mixture import BalanceConfig, DistilledMoE, MixtureConfig, build_mixture, expert_index
 from chronomoe.models.mixture.router import RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
@@ -31,6 +33,20 @@ def test_saving_and_loading_keeps_the_numbers(make_mixture, batch, tmp_path, top
     for part in ("loss", "quantile_preds", "normalized_preds", "aux_loss"):
         assert torch.equal(output[part], expected[part]), part
     assert all(torch.equal(*pair) for pair in zip(output.routing, expected.routing, strict=True))
+
+
+def test_a_checkpoint_without_a_feature_length_keeps_that_of_its_context_limit(make_mixture, gappy, tmp_path):
+    mixture = make_mixture()
+    mixture.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    values = json.loads(file.read_text())
+    del values["moe"]["router"]["feature_length"]
+    for core in values["experts"]:
+        core["chronos_config"]["context_length"] = 160
+    file.write_text(json.dumps(values))
+    loaded = DistilledMoE.from_pretrained(tmp_path)
+    assert loaded.moe.router.feature_length == loaded.config.moe["router"]["feature_length"] == 160
+    assert torch.equal(loaded.router_inputs(gappy), series_features(gappy, max_length=160))
 
 
 def test_a_half_precision_mixture_keeps_its_numbers(experts, gappy, tmp_path):
@@ -121,9 +137,9 @@ def test_impossible_mixtures_are_refused(make_mixture, experts, unchecked):
     config.expert_names = ["a", "a", "b", "c"]
     with pytest.raises(InputError, match="every expert needs a name of its own: 4 experts, names .'a', 'a', 'b', 'c'"):
         DistilledMoE(config)
-    with pytest.raises(InputError, match="the balance loss must be 'l2' or 'switch', got 'kl'"):
+    with pytest.raises(InputError, match="kind must be 'l2' or 'switch', got 'kl'"):
         BalanceConfig(kind="kl")
-    with pytest.raises(InputError, match="z_weight must not be negative, got -1.0"):
+    with pytest.raises(InputError, match="z_weight must be at least 0, got -1.0"):
         BalanceConfig(z_weight=-1.0)
 
 

@@ -1,5 +1,7 @@
 """Series features that do not change when a series is shifted or scaled."""
 
+import functools
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +16,8 @@ NUM_SHAPE = 12
 """Moments, trend, roughness, missingness, intermittency."""
 NUM_FEATURES = len(LAGS) + NUM_BANDS + NUM_RECENT + NUM_SHAPE
 
+TINY = torch.finfo(torch.float32).tiny
+
 
 def series_features(context: Float[Tensor, "batch time"], *, max_length: int = 512) -> Float[Tensor, "batch feature"]:
     """Describe each series by its shape alone, from its last ``max_length`` steps.
@@ -23,83 +27,95 @@ def series_features(context: Float[Tensor, "batch time"], *, max_length: int = 5
     many NaN precede its first value. NaN and constant series give finite features. In float32, of shape
     ``(batch, NUM_FEATURES)``.
     """
-    values = context[:, -max_length:].double()
     length = max(max_length, NUM_RECENT)
-    if values.shape[1] < length:
-        values = torch.nn.functional.pad(values, (length - values.shape[1], 0), value=torch.nan)
+    values = context[:, -max_length:].float()
+    if values.shape[1] < NUM_RECENT:
+        values = torch.nn.functional.pad(values, (NUM_RECENT - values.shape[1], 0), value=torch.nan)
     seen = values.isfinite()
-    count = seen.sum(dim=1, keepdim=True).clamp(min=1)
-    z = _standardized(values, seen)
-    started = seen.int().cummax(dim=1).values.bool()  # from the first value on
-    span = started.sum(dim=1, keepdim=True)
+    mask = seen.float()
+    z = _standardized(values, seen, mask)
+    spectrum = torch.fft.rfft(torch.stack([z, mask]), n=2 * length)  # as long again: lags do not wrap around
+    power = spectrum.real.square() + spectrum.imag.square()
     parts = [
-        _shape(z, seen, count, started, span, max_length),
-        _autocorrelation(z, seen),
-        _periodogram(z),
+        _shape(z, seen, mask, max_length),
+        _autocorrelation(*torch.fft.irfft(power, n=2 * length), num_steps=z.shape[1]),
+        _bands(power[0, :, 2::2]),  # every second frequency: those of a series of ``length`` steps
         torch.arcsinh(z[:, -NUM_RECENT:]),
     ]
-    return torch.cat(parts, dim=1).nan_to_num(0.0, 0.0, 0.0).clamp(-10, 10).float()
+    return torch.cat(parts, dim=1).nan_to_num(0.0, 0.0, 0.0).clamp(-10, 10)
 
 
-def _standardized(values: Tensor, seen: Tensor) -> Tensor:
-    """Standardise over what was observed; what was not becomes 0, and so does a constant series."""
+def _standardized(values: Tensor, seen: Tensor, mask: Tensor) -> Tensor:
+    """Standardise over what was observed; what was not becomes 0, and so does a constant series.
+
+    Values are centred twice and then divided by the largest, so that neither a high level nor a large or small unit
+    costs digits of float32.
+    """
     filled = torch.where(seen, values, 0.0)
-    count = seen.sum(dim=1, keepdim=True).clamp(min=1)
-    level = filled.sum(dim=1, keepdim=True) / count
-    centred = torch.where(seen, values - level, 0.0)
-    spread = (centred.square().sum(dim=1, keepdim=True) / count).sqrt()
+    share = 1 / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    centred = torch.where(seen, filled - (filled * share).sum(dim=1, keepdim=True), 0.0)
+    centred = torch.where(seen, centred - (centred * share).sum(dim=1, keepdim=True), 0.0)
+    width = centred.abs().amax(dim=1, keepdim=True)
+    z = centred / width.clamp(min=TINY)
+    spread = (z.square().sum(dim=1, keepdim=True) * share).sqrt()
     floor = 1e-6 * filled.abs().amax(dim=1, keepdim=True)  # rounding of a constant at its level is no shape
-    return torch.where(spread > floor, centred / spread.clamp(min=1e-300), 0.0)
+    return torch.where(spread * width > floor, z / spread.clamp(min=TINY), 0.0)
 
 
-def _shape(z: Tensor, seen: Tensor, count: Tensor, started: Tensor, span: Tensor, max_length: int) -> Tensor:
-    def mean(values: Tensor, where: Tensor) -> Tensor:
-        return (values * where).sum(dim=1, keepdim=True) / where.sum(dim=1, keepdim=True).clamp(min=1)
-
-    time = torch.linspace(-1, 0, z.shape[1], dtype=z.dtype, device=z.device)
-    age = (time - mean(time.expand_as(z), seen)) * seen
-    trend = (age * z).sum(dim=1, keepdim=True) / (age.square().sum(dim=1, keepdim=True) * count).sqrt().clamp(min=1e-9)
-    quarter = seen & (torch.arange(z.shape[1], device=z.device) >= z.shape[1] - span // 4 - 1)
-    latest, power = mean(z, quarter), mean(z.square(), quarter)
+def _shape(z: Tensor, seen: Tensor, mask: Tensor, max_length: int) -> Tensor:
+    num_steps = z.shape[1]
+    count = mask.sum(dim=1)
+    some = count.clamp(min=1)
+    first = torch.where(count > 0, seen.int().argmax(dim=1), num_steps)
+    span = (num_steps - first).to(z.dtype)
+    step_index = torch.arange(num_steps, device=z.device)
+    time = (step_index - num_steps + 1).to(z.dtype) / num_steps
+    age = (time - (mask @ time / some)[:, None]) * mask
+    trend = (age * z).sum(dim=1) / (age.square().sum(dim=1) * some).sqrt().clamp(min=1e-9)
+    square = z * z
+    quarter = mask * (step_index >= (num_steps - (span / 4).floor() - 1)[:, None])
+    in_quarter = quarter.sum(dim=1).clamp(min=1)
     step = z.diff(dim=1)
-    pair = seen[:, 1:] & seen[:, :-1]
-    bend, triple = step.diff(dim=1), pair[:, 1:] & pair[:, :-1]
+    pair = mask[:, 1:] * mask[:, :-1]
+    pairs = pair.sum(dim=1).clamp(min=1)
+    triple = pair[:, 1:] * pair[:, :-1]
     lowest = torch.where(seen, z, torch.inf).amin(dim=1, keepdim=True)
-    return torch.cat(
+    return torch.stack(
         [
-            torch.arcsinh(mean(z**3, seen)),
-            torch.log1p(mean(z**4, seen)) - 1.4,  # about 0 for a normal distribution
-            mean(z.abs(), seen),
+            torch.arcsinh((square * z).sum(dim=1) / some),
+            torch.log1p(square.square().sum(dim=1) / some) - 1.4,  # about 0 for a normal distribution
+            z.abs().sum(dim=1) / some,
             trend,
-            latest,
-            power.clamp(min=0).sqrt() - 1,
-            torch.log1p(mean(step.square(), pair)),
-            torch.log1p(mean(bend.square(), triple)),
-            1 - seen.sum(dim=1, keepdim=True) / span.clamp(min=1),  # missing since the first value
+            (z * quarter).sum(dim=1) / in_quarter,
+            ((square * quarter).sum(dim=1) / in_quarter).sqrt() - 1,
+            torch.log1p((step.square() * pair).sum(dim=1) / pairs),
+            torch.log1p((step.diff(dim=1).square() * triple).sum(dim=1) / triple.sum(dim=1).clamp(min=1)),
+            1 - count / span.clamp(min=1),  # missing since the first value
             span / max_length,
-            mean((step == 0).to(z.dtype), pair),  # unchanged from one step to the next
-            mean((z == lowest).to(z.dtype), seen),  # at its floor, as zeros of intermittent demand are
+            ((step == 0) * pair).sum(dim=1) / pairs,  # unchanged from one step to the next
+            ((z == lowest) * mask).sum(dim=1) / some,  # at its floor, as zeros of intermittent demand are
         ],
         dim=1,
     )
 
 
-def _autocorrelation(z: Tensor, seen: Tensor) -> Tensor:
-    columns = []
-    for lag in LAGS:
-        if lag >= z.shape[1]:
-            columns.append(torch.zeros_like(z[:, :1]))
-            continue
-        both = seen[:, lag:] & seen[:, :-lag]
-        product = (z[:, lag:] * z[:, :-lag] * both).sum(dim=1, keepdim=True)
-        enough = both.sum(dim=1, keepdim=True) >= 2 * lag
-        columns.append(torch.where(enough, product / both.sum(dim=1, keepdim=True).clamp(min=1), 0.0))
-    return torch.cat(columns, dim=1)
+def _autocorrelation(products: Tensor, pairs: Tensor, *, num_steps: int) -> Tensor:
+    """Take the mean product at each lag, where enough pairs were seen; both are sums at all lags."""
+    lags = torch.tensor([lag if lag < num_steps else 0 for lag in LAGS], device=products.device)
+    count = pairs[:, lags].round()
+    enough = (count >= 2 * lags) & (lags > 0)
+    return torch.where(enough, products[:, lags] / count.clamp(min=1), 0.0)
 
 
-def _periodogram(z: Tensor) -> Tensor:
-    power = torch.fft.rfft(z).abs().square()[:, 1:]
-    frequency = torch.arange(1, power.shape[1] + 1, dtype=z.dtype, device=z.device)
-    band = (frequency.log() / torch.log(frequency[-1]) * NUM_BANDS).long().clamp(max=NUM_BANDS - 1)
-    share = torch.zeros(len(z), NUM_BANDS, dtype=z.dtype, device=z.device).index_add_(1, band, power)
+def _bands(power: Tensor) -> Tensor:
+    """Sum a periodogram without its mean in bands, as the square root of their share of the whole."""
+    share = power @ _band_of(power.shape[1]).to(power.device)
     return (share / share.sum(dim=1, keepdim=True).clamp(min=1e-12)).sqrt()
+
+
+@functools.cache
+def _band_of(num_frequencies: int) -> Tensor:
+    """Return which band each frequency falls into, one-hot: ``(frequency, band)``."""
+    frequency = torch.arange(1, num_frequencies + 1, dtype=torch.float64)
+    band = (frequency.log() / frequency[-1].log() * NUM_BANDS).long().clamp(max=NUM_BANDS - 1)
+    return torch.nn.functional.one_hot(band, NUM_BANDS).float()

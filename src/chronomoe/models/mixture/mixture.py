@@ -1,9 +1,9 @@
 """Route 1: whole distilled students as experts, chosen per series by a router."""
 
 import copy
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +12,7 @@ from chronos.chronos2.config import Chronos2CoreConfig, Chronos2ForecastingConfi
 from chronos.chronos2.model import Chronos2EncoderOutput
 from chronos.chronos_bolt import InstanceNorm
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
@@ -25,32 +26,29 @@ from chronomoe.models.chronos2 import (
     unscale,
     use_exact_group_attention,
 )
+from chronomoe.models.configuration import configuration, parse
 from chronomoe.models.mixture.features import series_features
 from chronomoe.models.mixture.router import RouterConfig, Routing, RoutingConfig, TimeSeriesRouter, choose, pool_groups
 
+Pick = Callable[[Any], Any]
+"""Takes an expert's rows of a tensor, or of None."""
 
-@dataclass(frozen=True, kw_only=True)
+
+@configuration
 class BalanceConfig:
     """How the router is kept from forgetting experts in training."""
 
     kind: Literal["l2", "switch"] = "l2"
     """The balance loss."""
-    weight: float = 0.0
+    weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Of the balance loss."""
-    z_weight: float = 0.0
+    z_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Of the z-loss."""
-    bias_rate: float = 0.0
+    bias_rate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Step of the loss-free bias; 0 leaves it out."""
 
-    def __post_init__(self) -> None:
-        if self.kind not in ("l2", "switch"):
-            raise InputError(f"the balance loss must be 'l2' or 'switch', got {self.kind!r}")
-        for name in ("weight", "z_weight", "bias_rate"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
 
-
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class MixtureConfig:
     """All that a ``DistilledMoE`` adds to its experts."""
 
@@ -60,16 +58,6 @@ class MixtureConfig:
     """How scores become choices."""
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     """How experts are kept in use."""
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "MixtureConfig":
-        """Read what ``dataclasses.asdict`` wrote, straight or through JSON, which turns tuples into lists."""
-        router = values["router"]
-        return cls(
-            router=RouterConfig(**router | {"hidden_sizes": tuple(router["hidden_sizes"])}),
-            routing=RoutingConfig(**values["routing"]),
-            balance=BalanceConfig(**values["balance"]),
-        )
 
 
 class DistilledMoEConfig(PretrainedConfig):
@@ -87,6 +75,9 @@ class DistilledMoEConfig(PretrainedConfig):
         self.experts = experts or []
         self.expert_names = expert_names or []
         self.moe = moe or asdict(MixtureConfig())
+        if self.experts and "feature_length" not in self.moe["router"]:  # written by a version without this field
+            limit = self.experts[0]["chronos_config"]["context_length"]
+            self.moe = self.moe | {"router": self.moe["router"] | {"feature_length": limit}}
         kwargs.setdefault("chronos_pipeline_class", "ChronoMoEPipeline")
         kwargs.setdefault("chronos_config", copy.deepcopy(self.experts[0]["chronos_config"]) if self.experts else {})
         super().__init__(**kwargs)
@@ -121,7 +112,7 @@ class DistilledMoE(PreTrainedModel):
 
     def __init__(self, config: DistilledMoEConfig) -> None:
         super().__init__(config)
-        self.moe = MixtureConfig.from_dict(config.moe)
+        self.moe = parse(config.moe, MixtureConfig, source="the mixture's configuration")
         cores = [Chronos2CoreConfig(**copy.deepcopy(core)) for core in config.experts]
         check_same_task(cores, config.expert_names)
         if self.moe.routing.top_k > len(cores):
@@ -157,7 +148,7 @@ class DistilledMoE(PreTrainedModel):
         """Change how scores become choices; the weights stay."""
         if routing.top_k > len(self.experts):
             raise InputError(f"top_k must be from 1 to {len(self.experts)}, the number of experts, got {routing.top_k}")
-        self.moe = MixtureConfig(router=self.moe.router, routing=routing, balance=self.moe.balance)
+        self.moe = replace(self.moe, routing=routing)
         self.config.moe = asdict(self.moe)
 
     def active_parameters(self) -> int:
@@ -167,7 +158,7 @@ class DistilledMoE(PreTrainedModel):
 
     def router_inputs(self, context: Float[Tensor, "batch time"]) -> Float[Tensor, "batch feature"]:
         """Return what the router reads of each row."""
-        features = series_features(context, max_length=self.chronos_config.context_length)
+        features = series_features(context, max_length=self.moe.router.feature_length)
         if not self.moe.router.use_patch_embedding:
             return features
         patches, observed, _ = self.experts[0]._prepare_patched_context(context=context)
@@ -210,30 +201,34 @@ class DistilledMoE(PreTrainedModel):
         future_target: Tensor | None = None,
         future_target_mask: Tensor | None = None,
         output_attentions: bool = False,
+        route_ids: Tensor | None = None,
     ) -> DistilledMoEOutput:
         """Forecast, as ``Chronos2Model.forward`` does; experts' attention weights are not returned.
 
         ``context`` is ``(batch, time)``, oldest first, NaN where missing, ``group_ids`` is ``(batch,)``; what concerns
         the future is ``(batch, horizon)``. ``quantile_preds`` is ``(batch, quantile, horizon)`` in the unit of each
         series.
+
+        ``route_ids``, ``(batch,)``, is for groups that hold several series, as in cross-learning, and says which rows
+        are one series with its covariates. Rows of one route id choose their experts together, by their mean score and
+        whatever else is in their group; then each expert forecasts the rows that chose it, and of a group, those
+        attend to each other. Without it, all rows of a group choose together.
         """
-        routing = self.route(_observed(context, context_mask), group_ids=group_ids)
-        horizon = num_output_patches * self.chronos_config.output_patch_size
-        normalized = torch.zeros(len(context), self.num_quantiles, horizon, device=context.device)
-        for index, expert in enumerate(self.experts):
-            row, choice = torch.where((routing.expert == index) & (routing.gate > 0))  # dispatch
-            if len(row):
-                forecast = expert(
-                    context[row],
-                    context_mask=None if context_mask is None else context_mask[row],
-                    group_ids=None if group_ids is None else group_ids[row],
-                    future_covariates=None if future_covariates is None else future_covariates[row],
-                    future_covariates_mask=None if future_covariates_mask is None else future_covariates_mask[row],
-                    num_output_patches=num_output_patches,
-                ).normalized_preds
-                normalized = normalized.index_add(
-                    0, row, routing.gate[row, choice, None, None] * forecast.float()
-                )  # combine
+        routing = self.route(_observed(context, context_mask), group_ids=group_ids if route_ids is None else route_ids)
+
+        def forecast(expert: ExactChronos2Model, pick: Pick) -> Tensor:
+            output = expert(
+                pick(context),
+                context_mask=pick(context_mask),
+                group_ids=pick(group_ids),
+                future_covariates=pick(future_covariates),
+                future_covariates_mask=pick(future_covariates_mask),
+                num_output_patches=num_output_patches,
+            )
+            normalized: Tensor = output.normalized_preds
+            return normalized
+
+        normalized = self._mix(routing, forecast)
         _, loc_scale = self.instance_norm(context[:, -self.chronos_config.context_length :])
         loss = None
         if future_target is not None:
@@ -255,6 +250,28 @@ class DistilledMoE(PreTrainedModel):
             aux_loss=self._aux_loss(routing),
         )
 
+    def _mix(
+        self,
+        routing: Routing,
+        run: Callable[[ExactChronos2Model, Pick], Tensor],
+    ) -> Tensor:
+        """Run each chosen expert on its rows, which ``run`` is given the means to pick, and average by gate."""
+        batch, used = len(routing.gate), routing.gate > 0
+        mixed: Tensor | None = None
+        for index in routing.expert[used].unique().tolist():
+            row, choice = torch.where((routing.expert == index) & used)  # dispatch
+            everyone = len(row) == batch
+            part = run(self.experts[index], _keep if everyone else partial(_pick, row=row)).float()
+            if self.top_k > 1:
+                part = routing.gate[row, choice, None, None] * part
+            if everyone:
+                mixed = part if mixed is None else mixed + part
+            else:
+                mixed = part.new_zeros(batch, *part.shape[1:]) if mixed is None else mixed
+                mixed.index_add_(0, row, part)  # combine
+        assert mixed is not None  # every row has an expert
+        return mixed
+
     def _loss(self, normalized: Tensor, loc_scale: tuple[Tensor, Tensor], **inputs: Any) -> Tensor:
         expert = self.experts[0]
         _, known_mask = expert._prepare_patched_future(
@@ -275,11 +292,12 @@ class DistilledMoE(PreTrainedModel):
         return loss
 
     def _aux_loss(self, routing: Routing) -> Tensor:
-        balance = self.moe.balance
+        balance, loss = self.moe.balance, routing.score.new_zeros(())
+        if balance == BalanceConfig():
+            return loss
         load = expert_load(routing.expert, num_experts=len(self.experts), used=routing.gate > 0)
         if self.training and balance.bias_rate:
             self.balance_bias.update(load)
-        loss = routing.score.new_zeros(())
         if balance.weight:
             loss = loss + balance.weight * load_balancing_loss(routing.prob, load, kind=balance.kind)
         if balance.z_weight:
@@ -304,19 +322,23 @@ class DistilledMoE(PreTrainedModel):
                 f"embeddings need experts of one d_model, these have {sorted(widths)}; embed with one expert"
             )
         routing = self.route(_observed(context, context_mask), group_ids=group_ids)
-        tokens: Tensor | None = None
-        for index, expert in enumerate(self.experts):
-            row, choice = torch.where((routing.expert == index) & (routing.gate > 0))
-            if len(row):
-                mask = None if context_mask is None else context_mask[row]
-                ids = None if group_ids is None else group_ids[row]
-                states, *_ = expert.encode(context[row], mask, ids, num_output_patches=num_output_patches)
-                part = routing.gate[row, choice, None, None] * states[0].float()
-                tokens = part.new_zeros(len(context), *part.shape[1:]) if tokens is None else tokens
-                tokens = tokens.index_add(0, row, part)
-        assert tokens is not None  # every row has an expert
+
+        def encode(expert: ExactChronos2Model, pick: Pick) -> Tensor:
+            inputs = (pick(context), pick(context_mask), pick(group_ids))
+            tokens: Tensor = expert.encode(*inputs, num_output_patches=num_output_patches)[0][0]
+            return tokens
+
+        tokens = self._mix(routing, encode)
         _, loc_scale = self.instance_norm(context[:, -self.chronos_config.context_length :])
         return Chronos2EncoderOutput(tokens), loc_scale, None, tokens.shape[1] - 1 - num_output_patches
+
+
+def _keep(values: Tensor | None) -> Tensor | None:
+    return values
+
+
+def _pick(values: Tensor | None, *, row: Tensor) -> Tensor | None:
+    return None if values is None else values[row]
 
 
 def _observed(context: Tensor, mask: Tensor | None) -> Tensor:
@@ -354,6 +376,8 @@ def build_mixture(experts: dict[str, Chronos2Model], config: MixtureConfig) -> D
     names = list(experts)
     check_same_task([expert.config for expert in experts.values()], names)
     cores = [_core_fields(expert.config) for expert in experts.values()]
+    reach = min(config.router.feature_length, cores[0]["chronos_config"]["context_length"])
+    config = replace(config, router=replace(config.router, feature_length=reach))
     mixture = DistilledMoE(DistilledMoEConfig(experts=cores, expert_names=names, moe=asdict(config)))
     for own, expert in zip(mixture.experts, experts.values(), strict=True):
         own.load_state_dict(expert.state_dict())

@@ -1,64 +1,47 @@
 """The router of route 1: which experts forecast a series, and how much each counts."""
 
-import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
 from chronomoe.errors import InputError
+from chronomoe.models.configuration import configuration
 from chronomoe.models.mixture.features import NUM_FEATURES
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class RouterConfig:
     """The network that scores experts."""
 
-    hidden_sizes: tuple[int, ...] = (64,)
+    hidden_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (64,)
     """Units of each hidden layer."""
-    dropout: float = 0.2
+    dropout: float = Field(default=0.2, ge=0, lt=1)
     """Dropout after each hidden layer."""
     use_patch_embedding: bool = False
     """Also read the first expert's patch embedding, pooled over the context."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden_sizes", tuple(self.hidden_sizes))  # JSON and YAML give lists
-        if any(size < 1 for size in self.hidden_sizes):
-            raise InputError(f"hidden_sizes of a router must be at least 1, got {list(self.hidden_sizes)}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"router dropout must be in [0, 1), got {self.dropout}")
+    feature_length: int = Field(default=512, ge=1)
+    """Latest steps that the features describe; a mixture takes its experts' context limit where that is shorter."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class RoutingConfig:
     """How scores become choices."""
 
-    top_k: int = 2
+    top_k: int = Field(default=2, ge=1)
     """Experts of a series; with ``threshold``, the most it may have."""
-    temperature: float = 1.0
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Divides the scores: higher is closer to equal weights."""
-    threshold: float | None = None
+    threshold: float | None = Field(default=None, gt=0, le=1)
     """Dynamic K: the fewest experts, best first, whose probabilities reach this together."""
     gumbel: bool = False
     """Add Gumbel noise to the scores in training (Jang et al., 2017, https://arxiv.org/abs/1611.01144)."""
     fallback: Literal["none", "equal", "generalist"] = "none"
     """Where the router is unsure: give the chosen experts equal gates, or take the generalist alone."""
-    fallback_below: float = 0.0
+    fallback_below: float = Field(default=0.0, ge=0, le=1)
     """The router is unsure where its largest probability is below this."""
-
-    def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise InputError(f"top_k must be at least 1, got {self.top_k}")
-        if not 0 < self.temperature < math.inf:
-            raise InputError(f"temperature must be positive, got {self.temperature}")
-        if self.threshold is not None and not 0 < self.threshold <= 1:
-            raise InputError(f"the dynamic-K threshold must be in (0, 1], got {self.threshold}")
-        if self.fallback not in ("none", "equal", "generalist"):
-            raise InputError(f"fallback must be 'none', 'equal' or 'generalist', got {self.fallback!r}")
-        if not 0 <= self.fallback_below <= 1:
-            raise InputError(f"fallback_below must be in [0, 1], got {self.fallback_below}")
 
 
 class Routing(NamedTuple):
@@ -97,18 +80,18 @@ def choose(
         raise InputError(f"top_k must be from 1 to {num_experts}, the number of experts, got {config.top_k}")
     if config.fallback == "generalist" and generalist is None:
         raise InputError("fallback 'generalist' needs a mixture with a generalist among its experts")
-    logit = score.float() / config.temperature  # float32: half precision ties experts
+    score_now = score.float()  # half precision ties experts
     if training and config.gumbel:
-        uniform = torch.rand(logit.shape, generator=generator, device=logit.device).clamp(1e-9, 1 - 1e-7)
-        logit = logit - (-uniform.log()).log()
+        uniform = torch.rand(score.shape, generator=generator, device=score.device, dtype=torch.float32)
+        score_now = score_now - (-uniform.clamp(1e-9, 1 - 1e-7).log()).log()
+    logit = score_now / config.temperature
     prob = logit.softmax(dim=-1)
-    ranked = prob if bias is None else (logit + bias).softmax(dim=-1)
-    expert = ranked.topk(config.top_k, dim=-1).indices
-    gate = prob.gather(-1, expert)
+    expert = (logit if bias is None else logit + bias).topk(config.top_k, dim=-1).indices
+    chosen = logit.gather(-1, expert)
     if config.threshold is not None:
-        before = gate.cumsum(dim=-1) - gate
-        gate = gate * (before < config.threshold)
-    gate = gate / gate.sum(dim=-1, keepdim=True)
+        share = prob.gather(-1, expert)
+        chosen = chosen.masked_fill(share.cumsum(dim=-1) - share >= config.threshold, -torch.inf)
+    gate = chosen.softmax(dim=-1)  # of scores: probabilities of experts that a bias picks may all be 0
     if config.fallback != "none":
         unsure = prob.amax(dim=-1, keepdim=True) < config.fallback_below
         if config.fallback == "equal":
