@@ -19,8 +19,9 @@ from torch import Tensor
 
 from chronomoe.pretraining.averaging import AveragedAdamW
 from chronomoe.pretraining.batches import MixConfig
+from chronomoe.pretraining.config import PretrainConfig, TeacherConfig
 from chronomoe.pretraining.corpus import CorpusConfig
-from chronomoe.pretraining.teacher import PretrainConfig, TeacherConfig, new_teacher
+from chronomoe.pretraining.teacher import new_teacher
 
 Batches = list[tuple[Tensor, Tensor]]
 """Contexts and targets."""

@@ -9,8 +9,9 @@ import torch
 from transformers import TrainerCallback
 
 from chronomoe.pretraining.batches import MixConfig, Phase
+from chronomoe.pretraining.config import PretrainConfig, TeacherConfig
 from chronomoe.pretraining.corpus import CorpusConfig
-from chronomoe.pretraining.teacher import PretrainConfig, TeacherConfig, pretrain
+from chronomoe.pretraining.teacher import pretrain
 
 CONFIG = PretrainConfig(
     teacher=TeacherConfig(d_model=32, d_kv=16, num_heads=2, d_ff=32, num_layers=1),

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from chronomoe.errors import InputError
-from chronomoe.pretraining.teacher import PretrainConfig
+from chronomoe.pretraining.config import PretrainConfig
 from chronomoe.recipe import RunConfig, dump, load_recipe, parse, recipe_names
 
 SMALLEST = {"domains": [{"data": "demo:traffic"}]}

@@ -275,9 +275,9 @@ def test_half_of_the_groups_of_targets_are_stored_ones():
     [
         ({"min_context_length": 8}, r"min_context_length must be from 16 to context_length \(512\), got 8"),
         ({"context_length": 32}, r"min_context_length must be from 16 to context_length \(32\), got 64"),
-        ({"max_group_size": 1}, "max_group_size must be at least 2 rows, got 1"),
-        ({"mixup_share": 1.5}, "mixup_share must be from 0 to 1, got 1.5"),
-        ({"missing_share": -0.1}, "missing_share must be from 0 to 1, got -0.1"),
+        ({"max_group_size": 1}, "max_group_size must be at least 2, got 1"),
+        ({"mixup_share": 1.5}, "mixup_share must be at most 1, got 1.5"),
+        ({"missing_share": -0.1}, "missing_share must be at least 0, got -0.1"),
         (
             {"composed_share": 0.7, "real_share": 0.5},
             "composed_share and real_share must not exceed 1 together, got 1.2",
@@ -291,7 +291,7 @@ def test_an_impossible_mix_is_refused(options, message):
 
 def test_every_share_has_its_own_refusal():
     for name in PLAIN:
-        with pytest.raises(InputError, match=f"{name} must be from 0 to 1, got 2.0"):
+        with pytest.raises(InputError, match=f"{name} must be at most 1, got 2.0"):
             dataclasses.replace(MixConfig(), **{name: 2.0})
 
 
@@ -340,5 +340,5 @@ def test_patches_of_one_step_are_never_ragged():
 
 @pytest.mark.parametrize("name", ["group_share", "simple_share", "positive_share"])
 def test_an_impossible_share_of_a_phase_is_refused(name):
-    with pytest.raises(InputError, match=rf"{name} must be from 0 to 1, got 2\.0"):
+    with pytest.raises(InputError, match=rf"{name} must be at most 1, got 2\.0"):
         Phase(steps=1, context_length=64, batch_size=4, **{name: 2.0})

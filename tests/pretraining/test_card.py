@@ -5,8 +5,8 @@ import pytest
 from chronomoe.pipeline import ChronoMoEPipeline
 from chronomoe.pretraining.batches import MixConfig
 from chronomoe.pretraining.card import card_sections, pretrain_teacher, read_config
+from chronomoe.pretraining.config import PretrainConfig, TeacherConfig
 from chronomoe.pretraining.corpus import CorpusConfig
-from chronomoe.pretraining.teacher import PretrainConfig, TeacherConfig
 
 CORPUS = CorpusConfig(
     seasonalities=(12,), series_per_generator=1, slow_series_per_generator=0, composed_series=3, length=160

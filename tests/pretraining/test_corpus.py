@@ -144,9 +144,9 @@ def test_a_real_series_that_does_not_exist_is_refused_before_anything_is_drawn(t
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seasonalities": (1, 7)}, r"seasonalities must be at least 2 steps, got \(1, 7\)"),
-        ({"seasonalities": ()}, r"seasonalities must be at least 2 steps, got \(\)"),
-        ({"length": 10}, "corpus length must be at least 64 steps, got 10"),
+        ({"seasonalities": (1, 7)}, r"seasonalities\[0\] must be at least 2, got 1"),
+        ({"seasonalities": ()}, "seasonalities tuple should have at least 1 item"),
+        ({"length": 10}, "length must be at least 64, got 10"),
         ({"series_per_generator": -1}, "series_per_generator must be at least 0, got -1"),
         ({"slow_series_per_generator": -1}, "slow_series_per_generator must be at least 0, got -1"),
         ({"composed_series": -1}, "composed_series must be at least 0, got -1"),

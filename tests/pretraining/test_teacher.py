@@ -15,16 +15,10 @@ from transformers import TrainerCallback
 from chronomoe.data.domains import demo_domains
 from chronomoe.errors import InputError
 from chronomoe.pretraining.batches import MixConfig, Phase, PretrainingBatches
+from chronomoe.pretraining.config import PretrainConfig, TeacherConfig
 from chronomoe.pretraining.corpus import build_corpus
-from chronomoe.pretraining.teacher import (
-    LEAST,
-    QUANTILE_LEVELS,
-    PretrainConfig,
-    TeacherConfig,
-    ValidationBatches,
-    new_teacher,
-    pretrain,
-)
+from chronomoe.pretraining.teacher import QUANTILE_LEVELS, new_teacher, pretrain
+from chronomoe.pretraining.trainer import ValidationBatches
 from pretrain_in_processes import CONFIG
 
 SAVED = 8
@@ -314,10 +308,10 @@ def test_two_processes_agree_on_the_weights_and_share_the_batches(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"steps": 0}, r"steps and batch_size must be at least 1, got 0 and \[8\]"),
-        ({"batch_size": 0}, r"steps and batch_size must be at least 1, got 20 and \[8, 0\]"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
-        ({"average_decay": 1.0}, "average_decay must be from 0 to below 1, got 1.0"),
+        ({"average_decay": 1.0}, "average_decay must be below 1, got 1.0"),
         ({"mix": MixConfig(context_length=72, horizon=16)}, "multiples of the patch size 16, got 72"),
         ({"mix": MixConfig(context_length=48, min_context_length=16, horizon=20)}, "patch size 16, got 20"),
         ({"mix": MixConfig(context_length=64, horizon=32)}, r"a context and a horizon, 64 \+ 32 steps, got 80"),
@@ -325,7 +319,6 @@ def test_two_processes_agree_on_the_weights_and_share_the_batches(tmp_path):
             {"growth": (Phase(steps=2, context_length=64, batch_size=4),)},
             "contexts must not grow beyond the model's 48 steps, got 64",
         ),
-        *(({name: least - 1}, f"{name} must be at least {least}, got {least - 1}") for name, least in LEAST.items()),
     ],
 )
 def test_an_impossible_run_is_refused(unchecked, options, message):
@@ -339,8 +332,8 @@ def test_an_impossible_run_is_refused(unchecked, options, message):
         ({"d_model": 0}, "d_model must be at least 1, got 0"),
         ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
         ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
-        ({"d_kv": 7}, "d_kv must be even, for rotary positions, and at least 2, got 7"),
-        ({"dropout_rate": 1.0}, "dropout_rate must be from 0 to below 1, got 1.0"),
+        ({"d_kv": 7}, "d_kv must be a multiple of 2, got 7"),
+        ({"dropout_rate": 1.0}, "dropout_rate must be below 1, got 1.0"),
     ],
 )
 def test_an_impossible_size_is_refused(options, message):

@@ -93,7 +93,7 @@ def test_a_missing_extra_is_refused_with_the_command_that_installs_it():
 
 
 def test_developers_get_every_extra():
-    assert {f"chronomoe[{name}]" for name in EXTRAS} <= {
+    assert {f"chronomoe[{name}]" for name in (*EXTRAS, "corpus")} <= {
         f"chronomoe[{name}]"
         for requirement in PROJECT["optional-dependencies"]["dev"]
         if requirement.startswith("chronomoe[")

@@ -89,7 +89,7 @@ def pretrain(
     from dataclasses import replace
 
     from chronomoe.pretraining.card import pretrain_teacher
-    from chronomoe.pretraining.teacher import PretrainConfig
+    from chronomoe.pretraining.config import PretrainConfig
     from chronomoe.recipe import load_recipe
 
     check_parent(out)

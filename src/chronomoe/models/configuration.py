@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, dataclass_transform
 
 import pydantic
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from chronomoe.errors import InputError, nearest
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field, dataclasses.field))
+@dataclass_transform(frozen_default=True, kw_only_default=True)  # no specifiers: mypy misses positional defaults
 def configuration(kind: type[T]) -> type[T]:
     """Make a class a frozen, keyword-only dataclass that checks its values and refuses unknown keys.
 
@@ -71,6 +71,7 @@ RULES = {
     "greater_than": "must be above {gt:g}",
     "less_than_equal": "must be at most {le:g}",
     "less_than": "must be below {lt:g}",
+    "multiple_of": "must be a multiple of {multiple_of:g}",
     "literal_error": "must be {expected}",
 }
 """Pydantic's types of complaints, and what we say."""

@@ -1,15 +1,16 @@
 """Pretraining batches, cut from a corpus on the fly: all windows of one length, so that nothing is padded."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import Field
 from torch.utils.data import Dataset
 
 from chronomoe.data.windows import Batch, Window, collate, model_inputs
 from chronomoe.errors import InputError
+from chronomoe.models.configuration import configuration
 from chronomoe.pretraining.corpus import Corpus
 from chronomoe.pretraining.grouping import ANY, SIMPLE, couple, covariate_window, multivariate_window, unit
 
@@ -17,13 +18,12 @@ LENGTH_STEP = 32
 """Shorter contexts are multiples of about this, and of the patch size."""
 MOST_ROWS = 4
 """A batch of short windows has at most this many times the rows of one of full windows."""
-
-
+Share = Annotated[float, Field(ge=0, le=1)]
 PHASE_SHARES = ("group_share", "simple_share", "positive_share")
 """Shares that a phase can have of its own."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class MixConfig:
     """How series become pretraining windows; shares are probabilities."""
 
@@ -31,35 +31,35 @@ class MixConfig:
     """Longest context."""
     min_context_length: int = 64
     """Shortest context."""
-    horizon: int = 96
+    horizon: int = Field(96, ge=1)
     """Most future steps; each batch draws how many of its patches are forecast."""
-    full_context_share: float = 0.5
+    full_context_share: Share = 0.5
     """Batches with the longest context; the others draw a length."""
-    ragged_share: float = 0.25
+    ragged_share: Share = 0.25
     """Batches whose contexts begin within a patch."""
-    composed_share: float = 0.5
+    composed_share: Share = 0.5
     """Rows from composed series, where the corpus has them."""
-    real_share: float = 0.05
+    real_share: Share = 0.05
     """Rows from real series, where the corpus has them."""
-    mixup_share: float = 0.3
+    mixup_share: Share = 0.3
     """Rows that are convex mixtures of two or three series (TSMixup, https://arxiv.org/abs/2403.07815)."""
-    stride_share: float = 0.15
+    stride_share: Share = 0.15
     """Rows that take every second to fourth step where the series is long enough."""
-    reverse_share: float = 0.05
+    reverse_share: Share = 0.05
     """Rows that run backwards in time."""
-    flip_share: float = 0.1
+    flip_share: Share = 0.1
     """Rows that are turned upside down."""
-    missing_share: float = 0.1
+    missing_share: Share = 0.1
     """Windows that lose stretches or single steps of their context."""
-    group_share: float = 0.2
+    group_share: Share = 0.2
     """Batches of groups."""
-    covariate_share: float = 0.6
+    covariate_share: Share = 0.6
     """Batches of groups that are a target and covariates; the others are several targets."""
-    simple_share: float = 0.5
+    simple_share: Share = 0.5
     """Windows with covariates, of which there are one or two, all known, whose effects are strong and mostly linear."""
-    positive_share: float = 0.8
+    positive_share: Share = 0.8
     """Effects of covariates that are positive."""
-    max_group_size: int = 4
+    max_group_size: int = Field(4, ge=2)
     """Rows of the largest group."""
 
     def __post_init__(self) -> None:
@@ -68,39 +68,28 @@ class MixConfig:
                 f"min_context_length must be from {LENGTH_STEP // 2} to context_length ({self.context_length}), "
                 f"got {self.min_context_length}"
             )
-        if self.max_group_size < 2:
-            raise InputError(f"max_group_size must be at least 2 rows, got {self.max_group_size}")
-        for name in (name for name in self.__dataclass_fields__ if name.endswith("_share")):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         if self.composed_share + self.real_share > 1:
             raise InputError(
                 f"composed_share and real_share must not exceed 1 together, got {self.composed_share + self.real_share}"
             )
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Phase:
     """A stretch of the training."""
 
-    steps: int
+    steps: int = Field(ge=1)
     """Optimiser steps."""
-    context_length: int
+    context_length: int = Field(ge=1)
     """Longest context."""
-    batch_size: int
+    batch_size: int = Field(ge=1)
     """Windows of a batch, on each process, when they have the longest context and forecast all patches."""
-    group_share: float | None = None
+    group_share: Share | None = None
     """Batches of groups in this phase; the mix's when None."""
-    simple_share: float | None = None
+    simple_share: Share | None = None
     """Windows with few covariates of strong effects in this phase; the mix's when None."""
-    positive_share: float | None = None
+    positive_share: Share | None = None
     """Effects of covariates that are positive in this phase; the mix's when None."""
-
-    def __post_init__(self) -> None:
-        for name in PHASE_SHARES:
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise InputError(f"{name} must be from 0 to 1, got {value}")
 
 
 class BatchShape(NamedTuple):

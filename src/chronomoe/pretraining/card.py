@@ -1,21 +1,22 @@
-"""What the command pretrain does, as a function: a teacher with its card."""
+"""What ``chronomoe pretrain`` does, as a function: a teacher with its card."""
 
+import json
 from pathlib import Path
-
-import yaml
 
 from chronomoe.model_card import model_card
 from chronomoe.models.chronos2 import ExactChronos2Model
+from chronomoe.models.configuration import parse
 from chronomoe.pretraining.batches import PretrainingBatches
+from chronomoe.pretraining.config import PretrainConfig
 from chronomoe.pretraining.corpus import Progress, build_corpus, no_progress
 from chronomoe.pretraining.real_series import REAL_SOURCES
-from chronomoe.pretraining.teacher import PretrainConfig, is_first_process, pretrain
-from chronomoe.recipe import dump, parse
+from chronomoe.pretraining.teacher import is_first_process, pretrain
+from chronomoe.recipe import dump
 from chronomoe.stages.workspace import room, write_atomically
 
 
 def pretrain_teacher(config: PretrainConfig, out: Path, *, progress: Progress = no_progress) -> ExactChronos2Model:
-    """Train a teacher, write its checkpoint and model card to ``out``, and return it; see ``training.pretraining``.
+    """Train a teacher, write its checkpoint and model card to ``out``, and return it; see ``pretrain``.
 
     Args:
         config: the whole run.
@@ -68,6 +69,5 @@ def card_sections(model: ExactChronos2Model, config: PretrainConfig, *, corpus: 
 
 def read_config(folder: Path) -> PretrainConfig:
     """Read the configuration that a run recorded."""
-    values = yaml.safe_load((folder / "pretrain.json").read_text())
-    config: PretrainConfig = parse(values, PretrainConfig, source=str(folder / "pretrain.json"))
-    return config
+    values = json.loads((folder / "pretrain.json").read_text())
+    return parse(values, PretrainConfig, source=str(folder / "pretrain.json"))

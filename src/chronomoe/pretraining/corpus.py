@@ -3,20 +3,24 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
+from pydantic import Field
 
 from chronomoe.errors import InputError, extra
+from chronomoe.models.configuration import configuration
 from chronomoe.pretraining.composing import compose
 from chronomoe.pretraining.real_series import real_pieces
 
 SLOW_GENERATORS = ("KernelSynthGenerator", "GaussianProcessGenerator")
 """Generators that factorise a covariance matrix for each series, three orders of magnitude slower than the others."""
+PERIODS = (4, 7, 12, 24, 24, 48, 52, 96, 144, 168, 288)
+"""Usual numbers of steps in a season."""
 GROUP_ROWS = 4
 """Rows of each stored group."""
 MOST_SPREADS = 30.0
@@ -30,35 +34,28 @@ def no_progress(done: int, total: int) -> None:
     """Say nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class CorpusConfig:
     """Which series are drawn."""
 
-    seasonalities: tuple[int, ...] = (4, 7, 12, 24, 24, 48, 52, 96, 144, 168, 288)
+    seasonalities: tuple[Annotated[int, Field(ge=2)], ...] = Field(
+        (4, 7, 12, 24, 24, 48, 52, 96, 144, 168, 288), min_length=1
+    )
     """Main periods in steps; each gets a pool of synforecast's generators of its own."""
-    series_per_generator: int = 100
+    series_per_generator: int = Field(100, ge=0)
     """Series of each generator in each pool."""
-    slow_series_per_generator: int = 25
+    slow_series_per_generator: int = Field(25, ge=0)
     """The same for the generators that take a tenth of a second or more for one series."""
-    composed_series: int = 0
+    composed_series: int = Field(0, ge=0)
     """Series composed of calendar profiles, levels, noise and measurement."""
-    groups: int = 0
+    groups: int = Field(0, ge=0)
     """Groups of four rows that synforecast's Multivariatizer couples or its vector autoregression draws."""
     real: tuple[str, ...] = ()
     """Public real series inside installed packages, by name; ``chronomoe.pretraining.real_series`` lists them."""
-    length: int = 1280
+    length: int = Field(1280, ge=64)
     """Steps of each series."""
     seed: int = 0
     """Seed of the generators."""
-
-    def __post_init__(self) -> None:
-        if min(self.seasonalities, default=0) < 2:
-            raise InputError(f"seasonalities must be at least 2 steps, got {self.seasonalities}")
-        if self.length < 64:
-            raise InputError(f"corpus length must be at least 64 steps, got {self.length}")
-        for name in ("series_per_generator", "slow_series_per_generator", "composed_series", "groups"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
 
 
 class Corpus(NamedTuple):
