@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 
-.PHONY: demo routes test lint bench report figures install
+.PHONY: demo routes test wheel lint bench report figures install
 
 install: $(STAMP)
 
@@ -21,7 +21,11 @@ demo: $(STAMP)
 	$(BIN)/chronomoe run demo --out $(OUT)
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadgroup
+
+wheel: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

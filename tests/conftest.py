@@ -20,6 +20,18 @@ from chronomoe.models.student import StudentConfig, create_student_model
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 torch.set_num_threads(1)  # sums in one order, so that the same seed gives the same bits; tiny models are faster, too
 
+SHARED = ("finished_run", "stock_forecasts")
+"""Fixtures of a session that are worth making once, not once in every process."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tell pytest-xdist to keep a file in one process, and all tests of a shared fixture in one."""
+    for item in items:
+        shared = next((name for name in SHARED if name in item.fixturenames), None)
+        item.add_marker(pytest.mark.xdist_group(shared or item.nodeid.split("::")[0]))
+
+
 SIZES = {"d_model": 48, "d_kv": 16, "d_ff": 96, "num_layers": 4, "num_heads": 4}
 FORECASTING = {
     "context_length": 128,
