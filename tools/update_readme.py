@@ -39,14 +39,27 @@ def figures(run: Path, routes: Path, speed: dict[str, Any], router: dict[str, An
         lines.append(_row(name, [overall[name, metric] for metric in METRICS]))
     mean = [sum(overall[name, metric] for name in singles) / len(singles) for metric in METRICS]
     lines.append(_row("average single (straight from the teacher, one domain)", mean))
-    lines += ["", "| claim | metric | ratio | 95 % interval | aimed for |", "| --- | --- | --- | --- | --- |"]
-    for claim in json.loads((run / "intervals.json").read_text()):
-        interval = f"{claim['low']:.3f} to {claim['high']:.3f}"
-        lines.append(
-            f"| {claim['claim']} | {claim['metric']} | {claim['ratio']:.3f} | {interval} | {claim['target'] or '-'} |"
-        )
+    lines += ["", *_claims(json.loads((run / "intervals.json").read_text()))]
     lines += ["", *_routes(routes), "", *_speed(speed), "", *_router(router), END]
     return "\n".join(lines)
+
+
+def _claims(intervals: list[dict[str, Any]]) -> list[str]:
+    """Return a row for each claim, with a ratio and its interval for each metric."""
+    found = {
+        (claim["claim"], claim["metric"]): f"{claim['ratio']:.3f} ({claim['low']:.3f} to {claim['high']:.3f})"
+        for claim in intervals
+    }
+    metrics = list(dict.fromkeys(metric for _, metric in found))
+    targets = {claim["claim"]: claim["target"] or "-" for claim in intervals}
+    lines = [
+        f"| ratio of errors (95 % interval) | {' | '.join(metrics)} | aimed for |",
+        f"| --- {'| --- ' * len(metrics)}| --- |",
+    ]
+    for claim, target in targets.items():
+        cells = " | ".join(found.get((claim, metric), "-") for metric in metrics)
+        lines.append(f"| {claim} | {cells} | {target} |")
+    return lines
 
 
 def _routes(run: Path) -> list[str]:
