@@ -13,7 +13,7 @@ from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
 from transformers import PreTrainedModel
 
-from chronomoe.evaluation.cost import compare
+from chronomoe.evaluation.cost import compare, count_flops, varied_context
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.mixture import MixtureConfig, build_mixture
 from chronomoe.models.mixture.router import RoutingConfig
@@ -62,13 +62,9 @@ def main() -> None:
         experts = {f"expert-{index}": create_student_model(upstream, size) for index in range(options.num_experts)}
         students[preset] = next(iter(experts.values())).num_parameters()
         models[preset] = build_mixture(experts, MixtureConfig(routing=RoutingConfig(top_k=options.top_k))).eval()
-    costs = compare(
-        models,
-        context_length=options.context_length,
-        horizon=options.horizon,
-        batch_size=options.batch_size,
-        repeats=options.repeats,
-    )
+    context = varied_context(options.batch_size, context_length=options.context_length)
+    costs = compare(models, context, horizon=options.horizon, repeats=options.repeats)
+    flops = {name: count_flops(model, context[:1], horizon=options.horizon) for name, model in models.items()}
     base = costs["upstream"]
     answer = {
         "question": "speed against upstream's full-size Chronos-2",
@@ -81,7 +77,7 @@ def main() -> None:
         "latency_p50_ms": {name: round(cost.latency_p50_ms, 1) for name, cost in costs.items()},
         "throughput_ratio": {name: round(cost.throughput / base.throughput, 2) for name, cost in costs.items()},
         "latency_ratio": {name: round(base.latency_p50_ms / cost.latency_p50_ms, 2) for name, cost in costs.items()},
-        "flop_ratio": {name: round(base.flops / cost.flops, 2) for name, cost in costs.items()},
+        "flop_ratio": {name: round(flops["upstream"] / count, 2) for name, count in flops.items()},
     }
     print(json.dumps(answer))
 

@@ -66,24 +66,25 @@ def test_checkpoints_of_all_routes_forecast_through_the_stock_pipeline(grown_run
 
 
 def test_a_run_without_a_mixture_trains_no_experts(grown_run):
-    assert kinds(grown_run) == {"naive", "teacher", "generalist", "upcycled", "expanded"}
+    assert kinds(grown_run) == {"naive", "teacher", "generalist", "chosen", "upcycled", "expanded"}
     assert not (grown_run / "routing.json").exists()
     trained = {path.name for path in (grown_run / "stages" / "students").iterdir()}
     assert trained == {"dense-start", "generalist-base", "generalist-full", "generalist-wide"}
 
 
 def test_every_route_has_the_active_compute_of_its_dense_rival(grown_run):
-    rows = {row["model"]: row for row in read(grown_run, "routes.json")["rows"]}
+    rows = {row["model"]: row for row in read(grown_run, "efficiency.json")}
     dense = rows["generalist-wide"]
-    assert set(rows) == {"upcycled", "expanded", "generalist-wide"}
     assert rows["upcycled"]["active_parameters"] <= 1.01 * dense["active_parameters"]  # and its router
     assert rows["upcycled"]["flops"] <= 1.05 * dense["flops"]
     assert rows["expanded"]["active_parameters"] <= 1.3 * dense["active_parameters"]
 
 
 def test_every_route_keeps_to_the_budget(grown_run):
-    for row in read(grown_run, "routes.json")["rows"]:
-        assert 0.8 < row["training"] < 1.05, row["model"]
+    rows = {row["model"]: row for row in read(grown_run, "efficiency.json")}
+    for name in ("upcycled", "expanded", "generalist-full", "generalist-wide"):
+        assert 0.8 < rows[name]["training"] < 1.05, name
+        assert rows[name]["core_seconds"] > 0
 
 
 def test_a_plan_divides_the_budget_by_what_each_part_costs(make_recipe, tmp_path):
@@ -98,15 +99,20 @@ def test_a_plan_divides_the_budget_by_what_each_part_costs(make_recipe, tmp_path
     assert (spent.steps["layer"] + probes) * dense <= 0.4 * setup.budget
 
 
-def test_intervals_and_validation_losses_compare_with_the_dense_rival_and_the_base(grown_run):
-    claims = {claim["claim"] for claim in read(grown_run, "intervals.json")}
-    assert {"upcycled against generalist-wide", "expanded against generalist-base"} <= claims
-    pairs = {(row["model"], row["against"]) for row in read(grown_run, "validation.json")["rows"]}
-    assert pairs == {
-        ("upcycled", "generalist-wide"),
-        ("expanded", "generalist-wide"),
-        ("expanded", "generalist-base"),
-    }
+def test_routes_are_compared_with_the_dense_rival_and_the_base(grown_run):
+    pairs = {(claim["model"], claim["against"]) for claim in read(grown_run, "intervals.json")}
+    assert {("upcycled", "generalist-wide"), ("expanded", "generalist-base")} <= pairs
+
+
+def test_the_recommended_checkpoint_is_the_one_that_validation_names(grown_run):
+    found = read(grown_run, "recommendation.json")
+    names = {"upcycled", "expanded", "generalist-full", "generalist-wide", "generalist-base"}
+    assert {row["model"] for row in found["candidates"]} == names
+    folder = {"upcycled": "upcycled/student", "expanded": "expanded/student"}.get(
+        found["model"], f"students/{found['model']}"
+    )
+    made = grown_run / "stages" / folder / "model" / "model.safetensors"
+    assert (grown_run / "recommended" / "model.safetensors").read_bytes() == made.read_bytes()
 
 
 def test_the_path_of_an_expansion_and_the_use_of_experts_are_kept(grown_run):
@@ -157,7 +163,7 @@ def test_a_run_of_all_stages_killed_at_many_points_ends_as_one_left_alone(grown_
     for name in ("moe", "expanded"):
         own, other = (model_of(root / name).state_dict() for root in (folder, grown_run))
         assert all(torch.equal(value, other[key]) for key, value in own.items())
-    for name in ("evaluation.jsonl", "validation.json", "moe.json"):
+    for name in ("evaluation.jsonl", "recommendation.json", "moe.json"):
         assert (folder / name).read_bytes() == (grown_run / name).read_bytes()
 
 

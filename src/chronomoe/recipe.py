@@ -178,8 +178,8 @@ class EvaluationConfig:
     """Test windows of each domain, at most."""
     bootstrap_draws: int = 1000
     """For confidence intervals."""
-    top_k: tuple[int, ...] = (1, 2)
-    """Mixtures evaluated besides the one trained."""
+    top_k: tuple[int, ...] = (1, 2, 3)
+    """Fixed numbers of experts with which the mixture is scored too."""
     latency_repeats: int = 20
     """Timed forecasts of each model."""
 

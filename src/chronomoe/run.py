@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from chronomoe.evaluation.tasks import make_task
+from chronomoe.data.split import Part
+from chronomoe.evaluation.comparison import MIXTURE, Candidate
+from chronomoe.evaluation.tasks import Task, make_task
 from chronomoe.pipeline import ChronoMoEPipeline
 from chronomoe.recipe import RunConfig, dump
 from chronomoe.report.page import write_report
-from chronomoe.stages.evaluation import Contestants, evaluate_run, mixture_name
+from chronomoe.stages.evaluation import TEACHER, evaluate_run
 from chronomoe.stages.mixture import mixture
 from chronomoe.stages.setup import Setup
 from chronomoe.stages.sparse import (
@@ -34,13 +36,14 @@ RESULTS = (
     "evaluation.jsonl",
     "intervals.json",
     "efficiency.json",
-    "routing.json",
+    "recommendation.json",
     "forecasts.json",
     "curves.json",
 )
-"""Files of the evaluation stage that a run ends with; ``routing.json`` only where there is a mixture."""
-ROUTE_RESULTS = ("routes.json", "validation.json", "moe.json", "expansion.json")
-"""Further ones of routes 2 and 3; the last of route 3 alone."""
+"""Files of the evaluation stage that every run ends with."""
+ROUTE_RESULTS = ("routing.json", "moe.json", "expansion.json", "held_out.jsonl")
+"""Those that depend on routes and held-out domains."""
+RECOMMENDED = "recommended"
 MADE_BY = {"mixture": "mixture", "upcycle": "upcycled", "expand": "expanded"}
 """What each route makes."""
 
@@ -49,8 +52,9 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, command
     """Make the models of the recipe's routes, evaluate and report; return the path of the report.
 
     ``out`` ends with ``report.html``, ``report.md``, ``config.yaml``, ``moe/`` (the first route's checkpoint, those of
-    further routes beside it as ``mixture/``, ``upcycled/`` or ``expanded/``) and ``evaluation.jsonl``. Stages that are
-    finished and unchanged are skipped, so the same command continues an interrupted run.
+    further routes beside it as ``mixture/``, ``upcycled/`` or ``expanded/``), ``recommended/`` (the checkpoint to
+    deploy, chosen on validation windows) and ``evaluation.jsonl``. Stages that are finished and unchanged are skipped,
+    so the same command continues an interrupted run.
 
     Raises:
         InputError: the recipe, the data or ``out`` break a rule; nothing is written before all of them were read.
@@ -72,6 +76,7 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, command
     for place, route in enumerate(config.routes):
         name = MADE_BY[route]
         copy_folder(stages[name] / "model", out / ("moe" if place == 0 else name))
+    copy_folder(recommended(evaluated, trained, stages) / "model", out / RECOMMENDED)
     for name in (*RESULTS, *ROUTE_RESULTS):
         if (evaluated / name).exists():
             write_atomically(out / name, (evaluated / name).read_text())
@@ -92,25 +97,18 @@ def evaluate(setup: Setup, trained: dict[str, Path], moe: Path | None, grown: di
     }
 
     def make(folder: Path, report: Report) -> None:
-        tasks = {
-            domain.name: make_task(domain, setup.config.windows, limit=options.windows_per_domain)
-            for domain in setup.domains
-        }
-        contestants = Contestants(
-            teacher=setup.teacher,
-            students={
-                "expert/generalist" if name == "generalist" else name: load_student(path)
-                for name, path in trained.items()
-            },
-            mixture=None if moe is None else ChronoMoEPipeline.from_pretrained(moe / "model").model,
-            grown={name: load_student(made.stage) for name, made in grown.items()},
-            training=_training(setup, grown),
-        )
+        def tasks(part: Part) -> dict[str, Task]:
+            return {
+                domain.name: make_task(domain, setup.config.windows, part=part, limit=options.windows_per_domain)
+                for domain in setup.domains
+            }
+
         evaluate_run(
             folder,
-            tasks,
-            setup.validation_parts(),
-            contestants,
+            _candidates(setup, trained, moe, grown),
+            tasks=tasks("test"),
+            validation=tasks("validation"),
+            held_out={},
             config=setup.config,
             progress=report,
         )
@@ -121,15 +119,60 @@ def evaluate(setup: Setup, trained: dict[str, Path], moe: Path | None, grown: di
     return setup.work.stage("evaluation", inputs, make)
 
 
-def _training(setup: Setup, grown: dict[str, Trained]) -> dict[str, float]:
-    """Return the share of the budget that the training of each route's model, and of its rivals, took."""
-    shares = {name: made.training for name, made in grown.items()}
-    shares[mixture_name(setup.config.moe.routing.top_k)] = shares["generalist-full"] = 1.0
+def _candidates(
+    setup: Setup, trained: dict[str, Path], moe: Path | None, grown: dict[str, Trained]
+) -> dict[str, Candidate]:
+    """Return everything that was trained, with the share of the budget and the core-seconds that it took."""
+    threads, seconds = torch.get_num_threads(), setup.work.seconds
+
+    def spent(*stages: str) -> float:
+        return threads * sum(seconds.get(stage, 0.0) for stage in stages)
+
+    steps, groups = setup.config.budget.steps, len(setup.groups)
+    shares = {
+        "generalist": setup.generalist_steps / steps,
+        "expert": max(1, (steps - setup.generalist_steps) // groups) / steps,
+        "single": max(1, steps // groups) / steps,
+        "generalist-full": 1.0,
+        GENERALIST_BASE: setup.config.expanding.base_share,
+    }
     wide = setup.wide_size()
     if wide is not None:
         cost = setup.cost(wide)
         shares["generalist-wide"] = max(1, round(setup.budget / cost)) * cost / setup.budget
-    return shares
+    found = {TEACHER: Candidate(model=setup.teacher, kind="teacher")}
+    for name, path in trained.items():
+        kind, _, domain = name.partition("/")
+        branched = kind == "expert" and "generalist" in trained
+        found["expert/generalist" if name == "generalist" else name] = Candidate(
+            model=load_student(path),
+            kind="expert" if name == "generalist" else kind.split("-")[0],
+            domain=domain or None,
+            training=shares[kind],
+            core_seconds=spent(f"students/{path.name}"),
+            needs=("expert/generalist",) if branched else (),
+        )
+    for name, made in grown.items():
+        stages = [stage for stage in seconds if stage.startswith(f"{name}/")]
+        stages += ["students/dense-start"] if name == "upcycled" else [f"students/{GENERALIST_BASE}"]
+        found[name] = Candidate(
+            model=load_student(made.stage), kind=name, training=made.training, core_seconds=spent(*stages)
+        )
+    if moe is not None:
+        found[MIXTURE] = Candidate(
+            model=ChronoMoEPipeline.from_pretrained(moe / "model").model,
+            kind="mixture",
+            training=setup.config.joint.steps / steps,
+            core_seconds=spent("expert-forecasts", "router", "joint"),
+            needs=tuple(name for name, one in found.items() if one.kind == "expert"),
+        )
+    return found
+
+
+def recommended(folder: Path, trained: dict[str, Path], stages: dict[str, Path]) -> Path:
+    """Return the stage that made the model which a finished evaluation recommends."""
+    name = json.loads((folder / "recommendation.json").read_text())["model"]
+    return (stages | trained)[name]
 
 
 def _curves(trained: dict[str, Path], moe: Path | None, grown: dict[str, Trained]) -> dict[str, Any]:

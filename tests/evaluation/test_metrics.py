@@ -6,7 +6,7 @@ import pytest
 
 from chronomoe.errors import InputError
 from chronomoe.evaluation.metrics import (
-    METRICS,
+    ERRORS,
     WindowScores,
     aggregate,
     bootstrap_relative,
@@ -61,7 +61,7 @@ def rivals(seed, *, shift=0.0, noise=(1.0, 2.0), **options):
     ]
 
 
-@pytest.mark.parametrize("metric", [name for name in METRICS if name != "coverage80"])
+@pytest.mark.parametrize("metric", ERRORS)
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # fev divides by 0 on the way
 def test_metrics_equal_fevs(metric):
     context, target, quantiles, series = made_up(0)
@@ -95,8 +95,26 @@ def test_scores_of_one_window_by_hand():
     )
     loss = 2 * (0.1 * 2 + 0.5 * 1 + 0.1 * 1) / 3
     assert aggregate(scores) == pytest.approx(
-        {"WQL": loss / 3, "MASE": 0.5, "SQL": loss / 2, "MAE": 1, "MSE": 1, "MAPE": 1 / 3, "coverage80": 1}
+        {
+            "WQL": loss / 3,
+            "MASE": 0.5,
+            "SQL": loss / 2,
+            "MAE": 1,
+            "MSE": 1,
+            "MAPE": 1 / 3,
+            "coverage80": 1,
+            "bias": -1 / 3,
+        }
     )
+
+
+def test_bias_is_above_zero_where_forecasts_are_too_high():
+    target = np.array([[2.0, np.nan, 4.0]])
+    quantiles = np.stack([np.nan_to_num(target[0]) + shift for shift in (0.0, 1.5, 3.0)])[None]
+    scores = score_windows(
+        quantiles, target, levels=(0.1, 0.5, 0.9), seasonal_error=np.ones(1), series=np.zeros(1, int)
+    )
+    assert aggregate(scores)["bias"] == pytest.approx(3.0 / 6.0)
 
 
 def test_seasonal_error_by_hand():

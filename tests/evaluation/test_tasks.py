@@ -78,12 +78,18 @@ def test_a_domain_in_which_nothing_was_seen_is_refused(values):
 
 
 def test_a_window_keeps_past_and_known_covariates_apart(values, covariates):
-    window = make_task(make_domain(values, covariates=covariates, known=("promo",)), WINDOWS).windows[0]
-    entry = pipeline_input(window, variates=2)
+    task = make_task(make_domain(values, covariates=covariates, known=("promo",)), WINDOWS)
+    entry = pipeline_input(task.windows[0], task.domain.series[0])
     assert entry["target"].shape == (2, 64)
-    assert list(entry["past_covariates"]) == ["covariate_2", "covariate_3"]
-    assert list(entry["future_covariates"]) == ["covariate_3"]
-    np.testing.assert_array_equal(entry["future_covariates"]["covariate_3"], covariates["promo"][96:104])
+    assert list(entry["past_covariates"]) == ["past", "promo"]
+    assert list(entry["future_covariates"]) == ["promo"]
+    np.testing.assert_array_equal(entry["future_covariates"]["promo"], covariates["promo"][96:104])
+
+
+def test_a_window_whose_known_future_is_missing_is_forecast_beside_the_others(teacher, values, covariates):
+    covariates["promo"][104:112] = np.nan
+    task = make_task(make_domain(values, covariates=covariates, known=("promo",)), WINDOWS)
+    assert forecast(teacher, task).shape == (6, 9, 8)
 
 
 def test_forecasts_line_up_with_rows(teacher, values, covariates):

@@ -1,207 +1,256 @@
-"""Many models on many domains: records, intervals, routing shares and drawn forecasts."""
+"""Every model on the same windows: what was trained, and what its user could make of it."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from transformers import PreTrainedModel
 
-from chronomoe.data.windows import collate
-from chronomoe.evaluation.baselines import average_scores, equal_average, oracle, seasonal_naive
-from chronomoe.evaluation.metrics import METRICS, WindowScores, aggregate, bootstrap_relative, relative
+from chronomoe.evaluation.baselines import (
+    average_scores,
+    ensemble,
+    equal_average,
+    greedy_portfolio,
+    oracle,
+    rerouted,
+    seasonal_naive,
+)
+from chronomoe.evaluation.metrics import ERRORS, METRICS, WindowScores, aggregate, relative
+from chronomoe.evaluation.routing import task_routing
 from chronomoe.evaluation.tasks import Task, forecast, score
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.mixture.router import Routing
+from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
+from chronomoe.models.sparse.upcycling import SparseChronos2Model
 
-NAIVE = "seasonal naive"
+KINDS = (
+    *("mixture", "upcycled", "expanded", "lookup", "chosen", "generalist", "student"),
+    *("average", "single", "expert", "teacher", "oracle", "naive"),
+)
+"""What a row is, in the order in which rows are shown: ``lookup`` needs the name of a series' domain, ``chosen`` was
+chosen on validation windows."""
 Scores = dict[str, WindowScores]
-Progress = Callable[[int, int], None]
+Part = Literal["validation", "test"]
+Forecast = Float[np.ndarray, "row quantile horizon"]
+
+MIXTURE, NAIVE, ORACLE = "mixture", "seasonal naive", "oracle over experts"
+OWN_SINGLE, OWN_EXPERT = "own single", "own expert"
+BEST_SINGLE, BEST_EXPERT, PORTFOLIO = "best single on validation", "best expert on validation", "greedy portfolio"
+AVERAGE_SINGLE, AVERAGE_EXPERT, SIMPLE_AVERAGE = "average single", "average expert", "simple average of experts"
 
 
-class Entry(NamedTuple):
-    """One compared model: its kind and its scores in each domain."""
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Candidate:
+    """A trained model, and what its training took."""
+
+    model: PreTrainedModel
+    """As a checkpoint holds it."""
+    kind: str
+    """One of :data:`KINDS`."""
+    domain: str | None = None
+    """The one it was trained for."""
+    training: float | None = None
+    """Share of the training budget, without that of the models it needs."""
+    core_seconds: float | None = None
+    """Time its training took times threads, without that of the models it needs."""
+    needs: tuple[str, ...] = ()
+    """Candidates it was made from."""
+
+
+@dataclass(eq=False)
+class Row:
+    """One line of the comparison: a candidate, or something made of several."""
 
     kind: str
-    scores: Scores
-
-
-@dataclass
-class Comparison:
-    """Scores of everything compared on the same windows."""
-
-    tasks: Mapping[str, Task]
+    needs: tuple[str, ...]
+    """Candidates that had to be trained for it."""
+    test: Scores = field(default_factory=dict)
     """By domain."""
+    validation: Scores = field(default_factory=dict)
+    """By domain; empty where nothing is chosen."""
+    runs: dict[str, float] = field(default_factory=dict)
+    """How often each candidate runs for one forecast, domains counting alike; empty for a mixture, which is routed."""
+    routed: dict[str, Routing] = field(default_factory=dict)
+    """Of a mixture, on test windows, by domain."""
+
+
+@dataclass(eq=False)
+class Comparison:
+    """Scores of everything compared, on the same windows."""
+
+    candidates: Mapping[str, Candidate]
+    tasks: Mapping[str, Task]
+    """Test windows by domain."""
     levels: Sequence[float]
     """Quantile levels of the forecasts."""
-    entries: dict[str, Entry] = field(default_factory=dict)
-    """By model name."""
-
-    def add(self, name: str, kind: str, model: PreTrainedModel) -> dict[str, Float[np.ndarray, "row quantile horizon"]]:
-        """Forecast every task with a model, keep the scores and return the forecasts."""
-        forecasts = {domain: forecast(model, task) for domain, task in self.tasks.items()}
-        scores = {
-            domain: score(task, forecasts[domain], levels=list(self.levels)) for domain, task in self.tasks.items()
-        }
-        self.entries[name] = Entry(kind, scores)
-        return forecasts
-
-    def add_naive(self) -> None:
-        """Score the seasonal naive forecast, which everything is relative to."""
-        scores = {
-            domain: score(task, seasonal_naive(task, levels=self.levels), levels=list(self.levels))
-            for domain, task in self.tasks.items()
-        }
-        self.entries[NAIVE] = Entry("naive", scores)
-
-    def add_oracle(self, names: Sequence[str]) -> None:
-        """Score the best of some models on each window, chosen in hindsight."""
-        scores = {domain: oracle([self.entries[name].scores[domain] for name in names]) for domain in self.tasks}
-        self.entries["oracle over experts"] = Entry("oracle", scores)
-
-    def add_average(self, mixture: DistilledMoE) -> None:
-        """Score the plain average of all experts of a mixture."""
-        self.add("simple average of experts", "average", equal_average(mixture))
-
-    def average_of(self, kind: str) -> Scores:
-        """Mean errors of all models of a kind: what to expect of one of them picked blindly."""
-        members = [entry.scores for entry in self.entries.values() if entry.kind == kind]
-        return {domain: average_scores([scores[domain] for scores in members]) for domain in self.tasks}
+    rows: dict[str, Row] = field(default_factory=dict)
+    """By name."""
+    forecasts: dict[str, dict[str, Forecast]] = field(default_factory=dict)
+    """Those kept to be drawn, by row, then domain."""
 
     def records(self) -> list[dict[str, Any]]:
-        """One record for each model, domain and metric.
+        """One record for each row, domain and metric, on test windows.
 
         "overall" is the geometric mean over domains of the value relative to the seasonal naive forecast's, and for
-        coverage the plain mean. A metric that does not exist in some domain (no series to scale by, say) is left out.
+        coverage and bias the plain mean. A metric that does not exist in some domain (no series to scale by, say) is
+        left out.
         """
-        naive = self.entries[NAIVE].scores
-        records = []
-        for name, (kind, scores) in self.entries.items():
-            values = {domain: aggregate(scores[domain]) for domain in self.tasks}
-            for domain, task in self.tasks.items():
-                records += [
-                    _record(name, kind, domain, task.horizon, metric, value) for metric, value in values[domain].items()
-                ]
-            horizon = max(task.horizon for task in self.tasks.values())
+        records: list[dict[str, Any]] = []
+        horizon = max(task.horizon for task in self.tasks.values())
+        for name, row in self.rows.items():
+            values = {domain: aggregate(row.test[domain]) for domain in self.tasks}
             for metric in METRICS:
-                if metric == "coverage80":
-                    value = float(np.mean([values[domain][metric] for domain in self.tasks]))
+                shared = {"model": name, "kind": row.kind, "metric": metric}
+                if metric in ERRORS:
+                    whole = relative(row.test, self.rows[NAIVE].test, metric)
                 else:
-                    value = relative(scores, naive, metric)
-                records.append(_record(name, kind, "overall", horizon, metric, value))
+                    whole = float(np.mean([values[domain][metric] for domain in self.tasks]))
+                records += [
+                    shared | {"domain": domain, "horizon": task.horizon, "value": values[domain][metric]}
+                    for domain, task in self.tasks.items()
+                ]
+                records.append(shared | {"domain": "overall", "horizon": horizon, "value": whole})
         return [record for record in records if np.isfinite(record["value"])]
 
-    def interval(
-        self, claim: str, name: str, against: Scores, metric: str, *, target: float | None, draws: int, seed: int
-    ) -> dict[str, Any]:
-        """A claim about a ratio of errors, with its bootstrap interval."""
-        found = bootstrap_relative(self.entries[name].scores, against, metric, draws=draws, seed=seed)
-        return {
-            "claim": claim,
-            "metric": metric,
-            "ratio": found.ratio,
-            "low": found.low,
-            "high": found.high,
-            "target": None if target is None else f"at most {target:.2f}",
-            "target_ratio": target,
+    def training(self, name: str) -> tuple[float | None, float | None]:
+        """Return the share of the budget and the core-seconds that a row took, with all it was made from."""
+        needed: set[str] = set()
+        wanted = list(self.rows[name].needs)
+        while wanted:
+            if (one := wanted.pop()) not in needed:
+                needed.add(one)
+                wanted += self.candidates[one].needs
+        parts = [self.candidates[one] for one in sorted(needed)]
+        shares = [part.training for part in parts if part.training is not None]
+        seconds = [part.core_seconds for part in parts if part.core_seconds is not None]
+        return sum(shares) if shares else None, sum(seconds) if seconds else None
+
+
+def kind_of(model: PreTrainedModel) -> str:
+    """Tell what a checkpoint is: a dense model does not say what it was trained on."""
+    if isinstance(model, DistilledMoE):
+        return "mixture"
+    if isinstance(model, MoEEnhancedChronos2):
+        return "expanded"
+    return "upcycled" if isinstance(model, SparseChronos2Model) else "student"
+
+
+def compare_models(
+    candidates: Mapping[str, Candidate],
+    tasks: Mapping[str, Task],
+    validation: Mapping[str, Task] | None = None,
+    *,
+    levels: Sequence[float],
+    top_k: Sequence[int] = (),
+    drawn: Sequence[str] = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Comparison:
+    """Forecast with every candidate and add the rows that follow: lookups, averages, choices, oracle, naive.
+
+    Args:
+        candidates: by name; one called ``mixture`` is scored with other routings too.
+        tasks: test windows by domain, each reported once.
+        validation: windows of the same domains, by which the rows of kind ``chosen`` choose.
+        levels: quantile levels of all candidates.
+        top_k: fixed numbers of experts with which to score the mixture.
+        drawn: rows whose test forecasts are kept.
+        progress: told how many domains are done.
+    """
+    variants = _variants(candidates, top_k)
+    comparison = Comparison(candidates, tasks, levels)
+    for place, (domain, task) in enumerate(tasks.items()):
+        parts: dict[Part, Task] = {"test": task}
+        if validation is not None:
+            parts["validation"] = validation[domain]
+        forecasts: dict[Part, dict[str, Forecast]] = {
+            part: {name: forecast(one.model, of) for name, one in variants.items()} for part, of in parts.items()
         }
+        _score_domain(comparison, variants, parts, forecasts, domain)
+        for name in drawn:
+            comparison.forecasts.setdefault(name, {})[domain] = forecasts["test"][name]
+        progress(place + 1, len(tasks))
+    return comparison
 
 
-def _record(model: str, kind: str, domain: str, horizon: int, metric: str, value: float) -> dict[str, Any]:
-    return {"model": model, "kind": kind, "domain": domain, "horizon": horizon, "metric": metric, "value": value}
+def _variants(candidates: Mapping[str, Candidate], top_k: Sequence[int]) -> dict[str, Candidate]:
+    """Add the mixture under fixed numbers of experts, and with equal gates."""
+    found = dict(candidates)
+    mixture = candidates.get(MIXTURE)
+    if mixture is None or not isinstance(mixture.model, DistilledMoE):
+        return found
+    own, num_experts = mixture.model.moe.routing, len(mixture.model.experts)
+    for count in sorted({*(k for k in top_k if k < num_experts), num_experts}):
+        fixed = replace(own, top_k=count, threshold=None)
+        name = f"mixture K={count}" if count < num_experts else "mixture, all experts"
+        if fixed != own:
+            found[name] = replace(mixture, model=rerouted(mixture.model, fixed), needs=(MIXTURE,))
+    found[SIMPLE_AVERAGE] = replace(mixture, kind="average", model=equal_average(mixture.model), needs=(MIXTURE,))
+    return found
+
+
+def _score_domain(
+    comparison: Comparison,
+    models: Mapping[str, Candidate],
+    parts: Mapping[Part, Task],
+    forecasts: Mapping[Part, dict[str, Forecast]],
+    domain: str,
+) -> None:
+    levels = list(comparison.levels)
+    scores = {
+        part: {name: score(task, forecasts[part][name], levels=levels) for name in models}
+        for part, task in parts.items()
+    }
+
+    def add(name: str, kind: str, found: Mapping[Part, WindowScores], needs: Sequence[str], runs: Sequence[str]) -> Row:
+        row = comparison.rows.setdefault(name, Row(kind, tuple(needs)))
+        for part, own in found.items():
+            getattr(row, part)[domain] = own
+        for run in set(runs):
+            row.runs[run] = row.runs.get(run, 0.0) + 1 / len(comparison.tasks)
+        return row
+
+    def of(name: str) -> dict[Part, WindowScores]:
+        return {part: scores[part][name] for part in parts}
+
+    naive = {part: score(task, seasonal_naive(task, levels=levels), levels=levels) for part, task in parts.items()}
+    add(NAIVE, "naive", naive, (), ())
+    for name, model in models.items():
+        needs = (name,) if name in comparison.candidates else model.needs
+        row = add(name, model.kind, of(name), needs, () if isinstance(model.model, DistilledMoE) else (name,))
+        if isinstance(model.model, DistilledMoE):
+            row.routed[domain] = task_routing(model.model, parts["test"])
+    for kind, own_name, average_name, best_name in (
+        ("single", OWN_SINGLE, AVERAGE_SINGLE, BEST_SINGLE),
+        ("expert", OWN_EXPERT, AVERAGE_EXPERT, BEST_EXPERT),
+    ):
+        group = [name for name, model in models.items() if model.kind == kind]
+        specialists = [name for name in group if models[name].domain is not None]
+        own = next((name for name in specialists if models[name].domain == domain), None)
+        if own is not None:
+            add(own_name, "lookup", of(own), specialists, [own])
+        if len(specialists) > 1 and (kind == "single" or own is None):
+            mean = {part: average_scores([scores[part][name] for name in specialists]) for part in parts}
+            row = add(average_name, "average", mean, specialists, ())
+            row.runs |= {name: 1 / len(specialists) for name in specialists}
+        if "validation" in parts and len(group) > 1:
+            best = min(group, key=lambda name: aggregate(scores["validation"][name])["WQL"])
+            add(best_name, "chosen", of(best), group, [best])
+    small = [name for name, model in models.items() if model.kind in ("single", "expert", "generalist")]
+    if "validation" in parts and len(small) > 1:
+        chosen = greedy_portfolio(
+            {name: forecasts["validation"][name] for name in small}, parts["validation"], levels=levels
+        )
+        found = {part: score(task, ensemble(forecasts[part], chosen), levels=levels) for part, task in parts.items()}
+        add(PORTFOLIO, "chosen", found, small, chosen)
+    experts = [name for name, model in models.items() if model.kind == "expert"]
+    if experts and MIXTURE in models:
+        add(ORACLE, "oracle", {part: oracle([scores[part][name] for name in experts]) for part in parts}, (), ())
 
 
 def write_records(records: Sequence[dict[str, Any]], path: Path) -> None:
     """Write one JSON object a line."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def task_routing(mixture: DistilledMoE, task: Task, *, batch_size: int = 256) -> list[Routing]:
-    """Return the routing of each window of a task, one row each."""
-    patch_size = mixture.chronos_config.output_patch_size
-    routed = []
-    for start in range(0, len(task.windows), batch_size):
-        windows = task.windows[start : start + batch_size]
-        batch = collate(windows, patch_size=patch_size)
-        with torch.no_grad():
-            routing = mixture.route(batch["context"], group_ids=batch["group_ids"])
-        first = np.cumsum([0, *(len(window.context) for window in windows[:-1])])
-        routed += [Routing(*(part[row : row + 1] for part in routing)) for row in first]
-    return routed
-
-
-def routing_summary(mixture: DistilledMoE, tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """Which experts each domain uses: shares of choices, mean gates and the entropy of the router, from 0 to 1."""
-    num_experts = len(mixture.experts)
-    domains = {}
-    for name, task in tasks.items():
-        routed = task_routing(mixture, task)
-        expert, gate, prob = (torch.cat([getattr(one, part) for one in routed]) for part in ("expert", "gate", "prob"))
-        used = (gate > 0).float()
-        share = torch.zeros(num_experts).index_add(0, expert.flatten(), used.flatten())
-        weight = torch.zeros(num_experts).index_add(0, expert.flatten(), gate.flatten())
-        entropy = -(prob * prob.clamp(min=1e-12).log()).sum(dim=1).mean() / np.log(max(2, num_experts))
-        domains[name] = {
-            "share": (share / share.sum()).tolist(),
-            "gate": (weight / weight.sum()).tolist(),
-            "entropy": float(entropy),
-        }
-    return {"experts": list(mixture.config.expert_names), "domains": domains}
-
-
-def drawn_forecasts(
-    mixture: DistilledMoE | None,
-    tasks: Mapping[str, Task],
-    forecasts: Mapping[str, Mapping[str, Float[np.ndarray, "row quantile horizon"]]],
-    *,
-    levels: Sequence[float],
-    places: Sequence[float] = (0.35, 0.8),
-) -> list[dict[str, Any]]:
-    """Windows of each domain for a report, at fixed places of the list of windows so that none is picked for its looks.
-
-    Args:
-        mixture: says which experts it used, where there is one.
-        tasks: by domain.
-        forecasts: by model, then domain.
-        levels: quantile levels.
-        places: shares of the way through each task's rows.
-    """
-    drawn = []
-    for name, task in tasks.items():
-        routed = [] if mixture is None else task_routing(mixture, task)
-        for place in places:
-            row = int(place * (len(task.target) - 1))
-            owner = int(task.window[row])
-            series, cutoff = task.places[owner]
-            variate = int(row - np.flatnonzero(task.window == owner)[0])
-            source = task.domain.series[series]
-            context = task.windows[owner].context[variate][-4 * task.horizon :]
-            times = source.timestamps()
-            used = {}
-            if mixture is not None:
-                chosen = routed[owner]
-                names = [mixture.config.expert_names[index] for index in chosen.expert[0].tolist()]
-                used = {"experts": names, "gates": chosen.gate[0].tolist()}
-            drawn.append(
-                {
-                    "domain": name,
-                    "item_id": source.item_id,
-                    "freq": source.freq,
-                    "context_timestamps": [str(time) for time in times[cutoff - len(context) : cutoff]],
-                    "context": _listed(context),
-                    "target_timestamps": [str(time) for time in times[cutoff : cutoff + task.horizon]],
-                    "target": _listed(task.target[row]),
-                    "levels": list(levels),
-                    "models": {model: parts[name][row].tolist() for model, parts in forecasts.items()},
-                }
-                | used
-            )
-    return drawn
-
-
-def _listed(values: Float[np.ndarray, " time"]) -> list[float | None]:
-    return [float(value) if np.isfinite(value) else None for value in values]

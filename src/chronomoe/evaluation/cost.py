@@ -4,24 +4,26 @@ Times depend on the machine, its other load and the number of threads, so only r
 mean much: it runs the models in turns, so that whatever slows the machine slows all of them.
 """
 
-import json
-import resource
-import subprocess
-import sys
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from chronomoe.errors import InputError
+from chronomoe.evaluation.comparison import Comparison, Row
+from chronomoe.evaluation.routing import expert_use
+from chronomoe.models.mixture.mixture import DistilledMoE
 
 WARM_UP = 2  # calls of each kind before the clock counts
 ROUNDS_PER_BATCH = 4  # a full batch takes long enough to be steady: it is timed in one round of so many
@@ -33,73 +35,110 @@ class Efficiency:
 
     parameters: int
     """All parameters, shared ones once."""
-    active_parameters: int
-    """Parameters that one forecast uses: the model's own ``active_parameters()``, or all of them."""
-    flops: int
-    """Floating point operations of matrix products and attention for one window; a multiply-add counts as two."""
     latency_p50_ms: float
     """Median time of one window alone."""
     latency_p95_ms: float
     """95th percentile of that time: on a busy machine, mostly the machine's."""
-    throughput: float
-    """Windows a second in batches of ``batch_size``, from the median time of a batch."""
+    batch_seconds: tuple[float, ...]
+    """Time of each full batch."""
+    memory_mb: float
+    """Weights and the most that tensors take while a batch is forecast, in MB; without interpreter and libraries."""
+    checkpoint_mb: float
+    """Weights as a checkpoint stores them, in MB."""
     batch_size: int
-    context_length: int
-    horizon: int
     threads: int
     """Threads torch may use inside one operation."""
 
-
-def measure(model: nn.Module, *, context_length: int, horizon: int, batch_size: int, repeats: int = 20) -> Efficiency:
-    """Measure one model; to compare several, measure them together with :func:`compare`."""
-    return compare(
-        {"model": model}, context_length=context_length, horizon=horizon, batch_size=batch_size, repeats=repeats
-    )["model"]
+    @property
+    def throughput(self) -> float:
+        """Windows a second in batches of ``batch_size``, from the median time of a batch."""
+        return self.batch_size / float(np.median(self.batch_seconds))
 
 
 def compare(
-    models: Mapping[str, nn.Module], *, context_length: int, horizon: int, batch_size: int, repeats: int = 20
+    models: Mapping[str, nn.Module], context: Float[Tensor, "batch time"], *, horizon: int, repeats: int = 20
 ) -> dict[str, Efficiency]:
     """Measure models on the same windows, in turns; each is called as a ``Chronos2Model`` is.
 
     After a warm-up, each of ``repeats`` rounds times one window with every model, back and forth through the models,
-    and one round in four a batch. The windows differ from each other, so that a mixture routes them to different
-    experts. Models run where they are, in evaluation mode, and are left in the mode they were in.
+    and one round in four the whole batch. How many experts a mixture runs depends on the windows: give it real ones.
+    Models run where they are, in evaluation mode, and are left in the mode they were in.
     """
-    for name, value in (("horizon", horizon), ("batch_size", batch_size), ("repeats", repeats)):
+    for name, value in (("horizon", horizon), ("batch_size", len(context)), ("repeats", repeats)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
-    context = varied_context(batch_size, context_length=context_length)
     alone: dict[str, list[float]] = {name: [] for name in models}
     batch: dict[str, list[float]] = {name: [] for name in models}
     with _evaluating(models):
         for model in models.values():
-            for rows in (1, batch_size):
+            for rows in (1, len(context)):
                 for _ in range(WARM_UP):
                     _timed_forecast(model, context[:rows], horizon=horizon)
         for index in range(repeats):
             turns = list(models.items())[:: 1 if index % 2 == 0 else -1]
             for name, model in turns:
-                row = index % batch_size
+                row = index % len(context)
                 alone[name].append(_timed_forecast(model, context[row : row + 1], horizon=horizon))
                 if index % ROUNDS_PER_BATCH == 0:
                     batch[name].append(_timed_forecast(model, context, horizon=horizon))
-        flops = {name: count_flops(model, context[:1], horizon=horizon) for name, model in models.items()}
+        memory = {name: peak_bytes(model, context, horizon=horizon) for name, model in models.items()}
     return {
         name: Efficiency(
             parameters=count_parameters(model),
-            active_parameters=count_active_parameters(model),
-            flops=flops[name],
             latency_p50_ms=1000 * float(np.median(alone[name])),
             latency_p95_ms=1000 * float(np.quantile(alone[name], 0.95)),
-            throughput=batch_size / float(np.median(batch[name])),
-            batch_size=batch_size,
-            context_length=context_length,
-            horizon=horizon,
+            batch_seconds=tuple(batch[name]),
+            memory_mb=memory[name] / 1e6,
+            checkpoint_mb=weight_bytes(model) / 1e6,
+            batch_size=len(context),
             threads=torch.get_num_threads(),
         )
         for name, model in models.items()
     }
+
+
+def cost_records(
+    comparison: Comparison, measured: Mapping[str, Efficiency], context: Float[Tensor, "batch time"], *, horizon: int
+) -> list[dict[str, Any]]:
+    """Return what each row of a comparison costs.
+
+    ``experts`` that run for one forecast, on average over test windows; parameters and operations that are active then;
+    ``training`` with all a row was made from; times and sizes where they were ``measured``. A row that cannot be used
+    (an oracle) has no cost.
+    """
+    dense = {name: one.model for name, one in comparison.candidates.items() if not isinstance(one.model, DistilledMoE)}
+    flops = {name: count_flops(model, context[:1], horizon=horizon) for name, model in dense.items()}
+    active = {name: count_active_parameters(comparison.candidates[name].model) for name in flops}
+    records = []
+    for name, row in comparison.rows.items():
+        if row.routed:
+            model = comparison.candidates[row.needs[0]].model
+            experts, parameters, operations = _routed_cost(model, row, context, horizon=horizon)
+        elif row.runs:
+            experts = sum(row.runs.values())
+            parameters, operations = (sum(share * of[one] for one, share in row.runs.items()) for of in (active, flops))
+        else:
+            continue
+        training, seconds = comparison.training(name)
+        record = {"model": name, "kind": row.kind, "experts": experts, "active_parameters": parameters}
+        record |= {"flops": operations, "training": training, "core_seconds": seconds}
+        if name in measured:
+            record |= asdict(measured[name]) | {"throughput": measured[name].throughput}
+        records.append(record)
+    return records
+
+
+def _routed_cost(
+    mixture: DistilledMoE, row: Row, context: Float[Tensor, "batch time"], *, horizon: int
+) -> tuple[float, float, float]:
+    """Return the mean number of experts of a mixture, and the parameters and operations that go with it."""
+    use = np.mean([expert_use(routing) for routing in row.routed.values()], axis=0)
+    parameters = [count_parameters(expert) for expert in mixture.experts]
+    operations = [count_flops(expert, context[:1], horizon=horizon) for expert in mixture.experts]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        mixture.route(context[:1].to(mixture.device))
+    router = (count_parameters(mixture.router), counter.get_total_flops())
+    return float(use.sum()), float(use @ parameters + router[0]), float(use @ operations + router[1])
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -124,31 +163,51 @@ def count_flops(model: nn.Module, context: Float[Tensor, "batch time"], *, horiz
     return int(counter.get_total_flops())
 
 
-def checkpoint_bytes(folder: Path | str) -> int:
-    """Return the size of all files of a checkpoint, weights and configuration."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"a checkpoint is a folder, got {str(folder)!r}; save the model there first")
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def weight_bytes(model: nn.Module) -> int:
+    """Return the size of a model's weights."""
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
 
 
-def peak_memory_bytes(
-    folder: Path | str, *, context_length: int, horizon: int, batch_size: int, threads: int = 1
-) -> int:
-    """Return the most memory a fresh process holds while it loads a checkpoint and forecasts one batch.
+def peak_bytes(model: nn.Module, context: Float[Tensor, "batch time"], *, horizon: int) -> int:
+    """Return the size of the weights and the most that tensors take beside them while a batch is forecast.
 
-    The process is new because a peak never falls: in this one it would be that of everything done so far. What it
-    counts is what a user's process takes: the interpreter and its libraries (some 0.5 GB, whatever the model), the
-    weights and the largest moment of the forward pass. Resident memory only: swapped pages and memory of an accelerator
-    are not in it, pages of libraries shared with other processes are. Needs Linux or macOS.
+    Counted from allocations, so that neither the interpreter nor anything else in this process is in it.
     """
-    checkpoint_bytes(folder)
-    code = f"from {__name__} import _report_peak; _report_peak()"
-    arguments = [str(folder), *(str(value) for value in (context_length, horizon, batch_size, threads))]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"could not measure the memory of {str(folder)!r}:\n{done.stderr}")
-    return int(json.loads(done.stdout.splitlines()[-1])["peak"])
+    device = next(model.parameters()).device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        _timed_forecast(model, context, horizon=horizon)
+        return weight_bytes(model) + int(torch.cuda.max_memory_allocated(device) - before)
+    with torch.no_grad(), _LiveTensors() as live:
+        _forecast(model, context, horizon=horizon)
+    return weight_bytes(model) + live.peak
+
+
+class _LiveTensors(TorchDispatchMode):
+    """Watches the size of all storages made within it and still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {
+            tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
+        }
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self._seen | given:
+                self._seen.add(storage._cdata)
+                self.held += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        self.peak = max(self.peak, self.held)
+        return made
+
+    def _freed(self, place: int, size: int) -> None:
+        self._seen.discard(place)
+        self.held -= size
 
 
 def varied_context(rows: int, *, context_length: int, seed: int = 0) -> Float[Tensor, "rows context_length"]:
@@ -194,25 +253,3 @@ def _evaluating(models: Mapping[str, nn.Module]) -> Iterator[None]:
     finally:
         for name, model in models.items():
             model.train(training[name])
-
-
-def _report_peak() -> None:
-    """Load a checkpoint, forecast one batch and print the peak: the body of the fresh process."""
-    from chronos.chronos2 import Chronos2Pipeline
-
-    import chronomoe  # noqa: F401  registers our architectures
-
-    folder, *numbers = sys.argv[1:]
-    context_length, horizon, batch_size, threads = map(int, numbers)
-    torch.set_num_threads(threads)
-    model = Chronos2Pipeline.from_pretrained(folder).model.eval()
-    _timed_forecast(model, varied_context(batch_size, context_length=context_length), horizon=horizon)
-    print(json.dumps({"peak": _peak_of_this_process()}))
-
-
-def _peak_of_this_process() -> int:
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage of a child starts from its parent's peak on Linux; VmHWM does not
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS

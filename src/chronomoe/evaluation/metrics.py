@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 
 from chronomoe.errors import InputError, nearest
+from chronomoe.training.losses import quantile_loss
 
 METRICS = {
     "WQL": ("quantile_loss", "abs_target"),
@@ -20,8 +22,11 @@ METRICS = {
     "MSE": ("squared_error", "observed"),
     "MAPE": ("ape", "ape_observed"),
     "coverage80": ("inside80", "observed"),
+    "bias": ("error", "abs_target"),
 }
 """The two fields of :class:`WindowScores` that each metric divides, summed over windows."""
+ERRORS = tuple(name for name in METRICS if name not in ("coverage80", "bias"))
+"""Metrics of which less is better, so that a ratio of two of them means something."""
 
 MEDIAN, LOWER80, UPPER80 = 0.5, 0.1, 0.9
 GATHERED_AT_ONCE = 2_000_000  # windows of a bootstrap held in memory
@@ -34,6 +39,8 @@ class WindowScores(NamedTuple):
     its window's sums NaN rather than go unnoticed (fev would leave the step out).
     """
 
+    error: Float[np.ndarray, " window"]
+    """Forecast minus target: above 0 where the forecast is too high."""
     abs_error: Float[np.ndarray, " window"]
     squared_error: Float[np.ndarray, " window"]
     ape: Float[np.ndarray, " window"]
@@ -105,10 +112,9 @@ def score_windows(
     seen = ~np.isnan(target)
     lower, median, upper = (quantiles[:, place[level]] for level in (LOWER80, MEDIAN, UPPER80))
 
-    gap = target[:, None] - quantiles
-    level = np.asarray(levels, dtype=np.float64)[:, None]
-    pinball = np.maximum(level * gap, (level - 1) * gap)
-    quantile_loss = (2 * pinball.mean(axis=1)).sum(axis=-1, where=seen)
+    numbers = torch.tensor(levels, dtype=torch.float64)
+    by_step = quantile_loss(torch.from_numpy(quantiles), torch.from_numpy(target), levels=numbers).numpy()
+    loss = by_step.sum(axis=-1, where=seen)
 
     error = np.abs(target - median)
     abs_error = error.sum(axis=-1, where=seen)
@@ -119,14 +125,15 @@ def score_windows(
         scalable = np.isfinite(seasonal_error) & (seasonal_error > 0)
         scale = np.where(scalable, seasonal_error, np.inf)
     return WindowScores(
+        error=(median - target).sum(axis=-1, where=seen),
         abs_error=abs_error,
         squared_error=(error**2).sum(axis=-1, where=seen),
         ape=ape,
         ape_observed=nonzero.sum(axis=-1).astype(np.float64),
-        quantile_loss=quantile_loss,
+        quantile_loss=loss,
         abs_target=np.abs(target).sum(axis=-1, where=seen),
         scaled_abs_error=abs_error / scale,
-        scaled_quantile_loss=quantile_loss / scale,
+        scaled_quantile_loss=loss / scale,
         scaled_observed=np.where(scalable, observed, 0.0),
         inside80=((lower <= target) & (target <= upper)).sum(axis=-1, where=seen).astype(np.float64),
         observed=observed,
@@ -145,7 +152,7 @@ def aggregate(scores: WindowScores) -> dict[str, float]:
     Equal to fev's classes of the same names on one evaluation window of a univariate task. Where fev averages (the
     evaluation windows of a task, the dimensions of a multivariate one), all windows and rows are pooled here instead:
     the same for MAE, MSE and MASE when each has as many observed steps, a different weighting for WQL. fev has no
-    ``coverage80``.
+    ``coverage80`` and no ``bias``.
     """
     return {
         name: float(_divide(getattr(scores, top).sum(), getattr(scores, bottom).sum()))
@@ -179,15 +186,27 @@ def bootstrap_relative(
     confidence: float = 0.95,
     seed: int,
 ) -> Interval:
-    """Percentile interval of :func:`relative` by a paired bootstrap within each domain.
+    """Percentile interval of :func:`relative`, from :func:`relative_draws`."""
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence must be between 0 and 1, got {confidence}")
+    outside = (1 - confidence) / 2
+    ratio = relative_draws(model, reference, metric, draws=draws, seed=seed)
+    low, high = np.quantile(ratio, [outside, 1 - outside])
+    return Interval(relative(model, reference, metric), float(low), float(high))
+
+
+def relative_draws(
+    model: Mapping[str, WindowScores], reference: Mapping[str, WindowScores], metric: str, *, draws: int, seed: int
+) -> Float[np.ndarray, " draw"]:
+    """Redraw :func:`relative` by a paired bootstrap within each domain.
 
     A draw takes as many series as a domain has, with replacement, and from each of them as many windows as it has, with
     replacement; both models are scored on the same windows. A domain of one series resamples windows alone. Windows are
-    drawn one by one, not in blocks of neighbours: windows that overlap are treated as if they did not, so cut test
-    windows at least a horizon apart. Domains are the ones given: nothing is said about domains that were not.
+    drawn one by one, not in blocks of neighbours: windows that overlap are treated as if they did not, so cut windows
+    at least a horizon apart. Domains are the ones given: nothing is said about domains that were not.
     """
-    if draws < 1 or not 0 < confidence < 1:
-        raise InputError(f"draws must be at least 1 and confidence between 0 and 1, got {draws} and {confidence}")
+    if draws < 1:
+        raise InputError(f"draws must be at least 1, got {draws}")
     top = _paired(model, reference, metric)
     rng = np.random.default_rng(seed)
     total = np.zeros(draws)
@@ -196,10 +215,8 @@ def bootstrap_relative(
         drawn = _resampled_sums(columns, model[name].series, draws=draws, rng=rng)
         with np.errstate(divide="ignore", invalid="ignore"):
             total += np.log(drawn[0] / drawn[1])
-    ratio = np.exp(total / len(model))
-    outside = (1 - confidence) / 2
-    low, high = np.quantile(ratio, [outside, 1 - outside])
-    return Interval(relative(model, reference, metric), float(low), float(high))
+    ratio: Float[np.ndarray, " draw"] = np.exp(total / len(model))
+    return ratio
 
 
 def _resampled_sums(
@@ -226,10 +243,9 @@ def _resampled_sums(
 
 def _paired(model: Mapping[str, WindowScores], reference: Mapping[str, WindowScores], metric: str) -> str:
     """Return the field to compare; on the same windows the fields that metrics divide by are equal and cancel."""
-    errors = [name for name in METRICS if name != "coverage80"]
-    if metric not in errors:
+    if metric not in ERRORS:
         raise InputError(
-            f"Unknown metric {metric!r} for a ratio. Available: {', '.join(errors)}.{nearest(metric, errors)}"
+            f"Unknown metric {metric!r} for a ratio. Available: {', '.join(ERRORS)}.{nearest(metric, ERRORS)}"
         )
     if not model or set(model) != set(reference):
         raise InputError(f"a ratio needs the same domains on both sides, got {sorted(model)} and {sorted(reference)}")

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from transformers import PreTrainedModel
 
 from chronomoe.data.domains import Domain
+from chronomoe.data.series import Series
 from chronomoe.data.split import Part
 from chronomoe.data.windows import EvaluationWindows, Window, WindowConfig
 from chronomoe.errors import InputError
@@ -78,14 +79,19 @@ def make_task(domain: Domain, config: WindowConfig, *, part: Part = "test", limi
     )
 
 
-def pipeline_input(window: Window, *, variates: int) -> dict[str, Any]:
-    """Return a window, whose first rows are the target's variates, as ``Chronos2Pipeline.predict`` takes it."""
-    known = [bool(np.isfinite(row).any()) for row in window.known]
-    names = {row: f"covariate_{row}" for row in range(variates, len(window.context))}
+def pipeline_input(window: Window, source: Series) -> dict[str, Any]:
+    """Return a window of a series as ``Chronos2Pipeline.predict`` takes it.
+
+    Which covariates are known is the series' to say, not the values': a window whose known future happens to be all NaN
+    has the same columns as its neighbours.
+    """
+    variates = len(source.target)
+    past_only = [name for name in source.covariates if name not in source.known]
+    rows = dict(enumerate((*past_only, *source.known), start=variates))  # as cut_window stacks them
     entry: dict[str, Any] = {"target": window.context[:variates]}
-    if names:
-        entry["past_covariates"] = {name: window.context[row] for row, name in names.items()}
-        entry["future_covariates"] = {name: window.known[row] for row, name in names.items() if known[row]}
+    if rows:
+        entry["past_covariates"] = {name: window.context[row] for row, name in rows.items()}
+        entry["future_covariates"] = {name: window.known[row] for row, name in rows.items() if name in source.known}
     return entry
 
 
@@ -95,8 +101,8 @@ def forecast(
     """Forecast all windows of a task, through the pipeline, so that any horizon and covariates work."""
     pipeline = model if isinstance(model, ChronoMoEPipeline) else ChronoMoEPipeline(model)
     pipeline.model.eval()
-    variates = np.bincount(task.window).tolist()
-    inputs = [pipeline_input(window, variates=count) for window, count in zip(task.windows, variates, strict=True)]
+    sources = [task.domain.series[place] for place, _ in task.places]
+    inputs = [pipeline_input(window, source) for window, source in zip(task.windows, sources, strict=True)]
     predictions = pipeline.predict(inputs, prediction_length=task.horizon, batch_size=batch_size)
     return np.concatenate([prediction.numpy() for prediction in predictions])
 

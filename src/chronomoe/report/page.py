@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from chronomoe.errors import InputError
+from chronomoe.evaluation.comparison import AVERAGE_SINGLE, KINDS
 from chronomoe.report import charts, layer_tables, route_tables, tables
 from chronomoe.report.claims import VERDICTS, Claim
 from chronomoe.report.tables import Evaluation, Table
@@ -80,13 +81,13 @@ def _page(folder: Path, found: Evaluation) -> dict[str, Any]:
         "name": run.get("name") or folder.resolve().name,
         "horizons": sorted(set(found.horizons).union(*found.domains.values())),
         "domains": list(found.domains),
-        "models": [model for model in found.models if model != tables.AVERAGE_SINGLE],
+        "models": [model for model in found.models if model != AVERAGE_SINGLE],
         "machine": run.get("machine") or {},
         "command": run.get("command"),
         "facts": _facts(found, costs),
         "claims": [(claim, claim.draw(claims)) for claim in claims],
         "verdicts": VERDICTS,
-        "kinds": tables.KINDS,
+        "kinds": KINDS,
         "overall": [tables.overall_table(found, horizon) for horizon in found.horizons],
         "routes": route_tables.routes_table(routes, found) if routes else None,
         "terms": route_tables.terms(routes["rows"]) if routes else "",
@@ -102,7 +103,7 @@ def _page(folder: Path, found: Evaluation) -> dict[str, Any]:
         "depths": [layer_tables.ordinal(place) for place in range(1, _most_layers(curves) + 1)],
         "layer_colours": charts.LAYER_COLOURS,
         "scatters": _scatters(found, costs),
-        "scatter_kinds": [kind for kind in tables.KINDS if any(cost["kind"] == kind for cost in costs)],
+        "scatter_kinds": [kind for kind in KINDS if any(cost["kind"] == kind for cost in costs)],
         "forecasts": [_forecast(forecast) for forecast in _read(folder / "forecasts.json") or []],
         "curves": [(name, charts.curve_chart(curve)) for name, curve in curves.items()],
         "costs": tables.cost_table(costs) if costs else None,
@@ -161,7 +162,7 @@ def _scatters(found: Evaluation, costs: Sequence[Mapping[str, Any]]) -> list[str
             for cost in costs
             if cost.get(name) and cost["model"] in found.values and math.isfinite(y := found.overall(cost["model"]))
         ]
-        points.sort(key=lambda point: tables.KINDS.index(point.kind))
+        points.sort(key=lambda point: KINDS.index(point.kind))
         if len(points) > 1:
             drawn.append(charts.scatter_chart(points, x_title=title, y_title="WQL relative to seasonal naive"))
     return drawn

@@ -7,15 +7,13 @@ from statistics import fmean
 from typing import Any
 
 from chronomoe.errors import InputError, nearest
+from chronomoe.evaluation.comparison import AVERAGE_SINGLE, KINDS
 from chronomoe.report.charts import Number
 
 ROUTES = ("mixture", "upcycled", "expanded")
 """Kinds of models that the routes end with, route 1 first."""
-KINDS = (*ROUTES, "generalist", "average", "single", "expert", "teacher", "oracle", "naive")
-"""Kinds of models in the order in which they are shown."""
 REFERENCES = ("teacher", "oracle")
 """Kinds that no small model is expected to beat: they are shown, but not ranked."""
-AVERAGE_SINGLE = "average single"
 SHOWN_METRICS = ("WQL", "MASE", "MAE", "MSE", "MAPE", "SQL", "coverage80")
 NOMINAL_COVERAGE = 0.8
 UNSHADED = 0.5  # a value this much worse than the best of its column has no shade left

@@ -19,11 +19,10 @@ from chronomoe.data.readers import read_table
 from chronomoe.data.soft_targets import SoftTargetStore, revision
 from chronomoe.data.windows import EvaluationWindows, JoinedWindows, TrainingWindows, WindowConfig
 from chronomoe.errors import InputError
-from chronomoe.evaluation.comparison import Comparison
+from chronomoe.evaluation.comparison import Candidate, compare_models, kind_of
 from chronomoe.evaluation.tasks import make_task
-from chronomoe.models.mixture.mixture import DistilledMoE, MixtureConfig
+from chronomoe.models.mixture.mixture import MixtureConfig
 from chronomoe.models.mixture.router import RoutingConfig
-from chronomoe.models.sparse.upcycling import SparseChronos2Model
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
 from chronomoe.stages.mixture import route, seeded_mixture
@@ -190,13 +189,8 @@ def compare_checkpoints(
     if len(set(levels.values())) > 1:
         counts = ", ".join(f"{name} {len(own)}" for name, own in levels.items())
         raise InputError(f"compared models must have the same quantile levels, got {counts}; compare them one by one")
-    comparison = Comparison(tasks, next(iter(levels.values())))
-    comparison.add_naive()
-    for name, model in loaded.items():
-        comparison.add(
-            name, "mixture" if isinstance(model, DistilledMoE | SparseChronos2Model) else "generalist", model
-        )
-    return comparison.records()
+    candidates = {name: Candidate(model=model, kind=kind_of(model)) for name, model in loaded.items()}
+    return compare_models(candidates, tasks, levels=next(iter(levels.values()))).records()
 
 
 def predict_file(

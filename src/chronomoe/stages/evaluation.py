@@ -1,117 +1,92 @@
-"""The last stage of a run: everything compared on the test windows, and what it costs."""
+"""The last stage of a run: everything compared on the test windows, what it costs, and what to deploy."""
 
 import copy
-import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
+import torch
 from chronos.chronos2 import Chronos2Model
-from torch.utils.data import Dataset
+from jaxtyping import Float
+from torch import Tensor, nn
 
-from chronomoe.data.windows import Window
+from chronomoe.evaluation.claims import claims, speed_claim
 from chronomoe.evaluation.comparison import (
-    Comparison,
-    drawn_forecasts,
-    routing_summary,
+    MIXTURE,
+    ORACLE,
+    OWN_SINGLE,
+    Candidate,
+    compare_models,
     write_records,
 )
-from chronomoe.evaluation.cost import compare
+from chronomoe.evaluation.cost import compare, cost_records
+from chronomoe.evaluation.examples import drawn_forecasts
+from chronomoe.evaluation.held_out import compare_unseen
 from chronomoe.evaluation.inside import look_inside
+from chronomoe.evaluation.recommend import DEPLOYABLE, recommend
+from chronomoe.evaluation.routing import confidence_bins, routing_summary
 from chronomoe.evaluation.tasks import Task
-from chronomoe.evaluation.validation import differences, window_losses
-from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
 from chronomoe.recipe import RunConfig
-from chronomoe.report.tables import AVERAGE_SINGLE
-from chronomoe.stages.sparse import GENERALIST_BASE
 
-CLAIMS = (("WQL", 0.90), ("MAE", 0.90))
-"""Metrics of the claims, and the ratio to the average single that is aimed for."""
-AVERAGE = "simple average of experts"
-RIVALS = ("generalist-full", "generalist-wide", AVERAGE)
-"""What each route's model should beat."""
-
-
-def mixture_name(top_k: int) -> str:
-    """Return what a mixture is called in tables."""
-    return f"mixture K={top_k}"
-
-
-class Contestants(NamedTuple):
-    """What a run compares."""
-
-    teacher: ExactChronos2Model
-    students: Mapping[str, ExactChronos2Model]
-    """By name; a name begins with its kind."""
-    mixture: DistilledMoE | None
-    """Of route 1."""
-    grown: Mapping[str, ExactChronos2Model]
-    """Of routes 2 and 3, by name, which is their kind."""
-    training: Mapping[str, float]
-    """Share of the budget that each model's training took, where it is known."""
+TEACHER, UPSTREAM = "teacher", "teacher, upstream code"
+TIMED_WINDOWS = 64
 
 
 def evaluate_run(
     folder: Path,
-    tasks: Mapping[str, Task],
-    validation: Mapping[str, Dataset[Window]],
-    contestants: Contestants,
+    candidates: Mapping[str, Candidate],
     *,
+    tasks: Mapping[str, Task],
+    validation: Mapping[str, Task],
+    held_out: Mapping[str, Task],
     config: RunConfig,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Write evaluation.jsonl, intervals.json, efficiency.json and forecasts.json.
+    """Write evaluation.jsonl, intervals.json, efficiency.json, recommendation.json and forecasts.json.
 
-    Also routing.json where there is a mixture, and routes.json, validation.json and moe.json where there are models of
-    routes 2 and 3.
+    Also routing.json where there is a mixture, moe.json where a model has MoE layers, and held_out.jsonl where there
+    are held-out domains.
     """
-    teacher, students, mixture, grown, _ = contestants
-    mixtures = _mixtures(mixture, config)
-    steps, done = len(students) + len(mixtures) + len(grown) + 5, itertools.count(1)
-    comparison = Comparison(tasks, teacher.chronos_config.quantiles)
-    comparison.add_naive()
-    drawn = {"teacher": comparison.add("teacher", "teacher", teacher)}
-    progress(next(done), steps)
-    for name, student in students.items():
-        comparison.add(name, name.split("/")[0].split("-")[0], student)
-        progress(next(done), steps)
-    for name, model in grown.items():
-        drawn[name] = comparison.add(name, name, model)
-        progress(next(done), steps)
-    if mixture is not None:
-        for top_k in mixtures:
-            mixture.set_routing(replace(mixture.moe.routing, top_k=top_k))
-            forecasts = comparison.add(mixture_name(top_k), "mixture", mixture)
-            if top_k == config.moe.routing.top_k:
-                drawn[mixture_name(top_k)] = forecasts
-            progress(next(done), steps)
-        mixture.set_routing(config.moe.routing)
-        comparison.add_average(mixture)
-        members = [name for name in students if name in {f"expert/{expert}" for expert in mixture.config.expert_names}]
-        comparison.add_oracle(members)
-        write_json(folder / "routing.json", routing_summary(mixture, tasks))
-    progress(next(done), steps)
+    options = config.evaluation
+    levels = list(candidates[TEACHER].model.chronos_config.quantiles)
+    main = [name for name, one in candidates.items() if one.kind in ("mixture", "upcycled", "expanded")]
+    comparison = compare_models(
+        candidates, tasks, validation, levels=levels, top_k=options.top_k, drawn=[*main, TEACHER], progress=progress
+    )
     write_records(comparison.records(), folder / "evaluation.jsonl")
-    write_json(folder / "forecasts.json", drawn_forecasts(mixture, tasks, drawn, levels=comparison.levels))
-    claims = _claims(comparison, contestants, config)
-    write_json(folder / "intervals.json", claims)
-    progress(next(done), steps)
-    costs = _costs(contestants, config)
+    write_json(folder / "forecasts.json", drawn_forecasts(comparison, main[0]))
+    unseen = compare_unseen(candidates, tasks, held_out, levels)
+    if unseen is not None:
+        write_records(unseen.records(), folder / "held_out.jsonl")
+
+    context, horizon = timing_context(tasks), config.windows.horizon
+    timed: dict[str, nn.Module] = {UPSTREAM: _upstream(candidates[TEACHER].model)}
+    timed |= {name: one.model for name, one in candidates.items() if one.kind in (*DEPLOYABLE, "teacher")}
+    singles = [one.model for one in candidates.values() if one.kind == "single"]
+    timed |= dict([(OWN_SINGLE, model) for model in singles[:1]])
+    measured = compare(timed, context, horizon=horizon, repeats=options.latency_repeats)
+    costs = cost_records(comparison, measured, context, horizon=horizon)
     write_json(folder / "efficiency.json", costs)
-    progress(next(done), steps)
-    if grown:
-        rows = _validation_rows(contestants, validation, config)
-        write_json(folder / "validation.json", {"rows": rows})
-        write_json(folder / "routes.json", _routes(contestants, claims, costs, rows, config))
-        inside = {
-            name: look_inside(model, tasks) for name, model in grown.items() if isinstance(model, SparseChronos2Model)
-        }
+
+    draws, seed = options.bootstrap_draws, config.seed
+    found = claims(comparison, unseen, costs, main, draws=draws, seed=seed)
+    found.append(speed_claim(main[0], measured, UPSTREAM, draws=draws, seed=seed))
+    write_json(folder / "intervals.json", found)
+    deployable = [name for name, one in candidates.items() if one.kind in DEPLOYABLE]
+    write_json(folder / "recommendation.json", recommend(comparison.rows, costs, deployable, draws=draws, seed=seed))
+    model = candidates[MIXTURE].model if MIXTURE in candidates else None
+    if isinstance(model, DistilledMoE):
+        row = comparison.rows[MIXTURE]
+        bins = confidence_bins(tasks, row.routed, row.test, comparison.rows[ORACLE].test)
+        write_json(folder / "routing.json", routing_summary(model, row.routed) | {"confidence": bins})
+    sparse = {name: candidates[name].model for name in main}
+    inside = {name: look_inside(one, tasks) for name, one in sparse.items() if isinstance(one, SparseChronos2Model)}
+    if inside:
         write_json(folder / "moe.json", inside)
-    progress(steps, steps)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -119,112 +94,21 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1))
 
 
-def _mixtures(mixture: DistilledMoE | None, config: RunConfig) -> list[int]:
-    """Return every ``top_k`` that is evaluated."""
-    if mixture is None:
-        return []
-    return sorted({mixture.top_k, *(k for k in config.evaluation.top_k if k <= len(mixture.experts))})
+def timing_context(tasks: Mapping[str, Task]) -> Float[Tensor, "batch time"]:
+    """Return contexts of test windows, domains taking turns, to time models on."""
+    each = -(-TIMED_WINDOWS // len(tasks))
+    rows = [
+        [task.windows[place].context[0] for place in np.linspace(0, len(task.windows) - 1, each).astype(int)]
+        for task in tasks.values()
+    ]
+    turns = [row for turn in zip(*rows, strict=True) for row in turn][:TIMED_WINDOWS]
+    longest = max(len(row) for row in turns)
+    padded = [np.pad(row, (longest - len(row), 0), constant_values=np.nan) for row in turns]
+    return torch.from_numpy(np.stack(padded))
 
 
-def main_models(contestants: Contestants, config: RunConfig) -> list[str]:
-    """Return the name of each route's model."""
-    mixture = [] if contestants.mixture is None else [mixture_name(config.moe.routing.top_k)]
-    return [*mixture, *contestants.grown]
-
-
-def _claims(comparison: Comparison, contestants: Contestants, config: RunConfig) -> list[dict[str, Any]]:
-    options = {"draws": config.evaluation.bootstrap_draws, "seed": config.seed}
-    claims = []
-    for name in main_models(contestants, config):
-        rivals = [rival for rival in RIVALS if rival in comparison.entries]
-        if name in contestants.grown:
-            rivals = [rival for rival in rivals if rival != AVERAGE]
-            rivals += [GENERALIST_BASE] if name == "expanded" else []
-        else:
-            singles = comparison.average_of("single")
-            claims += [
-                comparison.interval(
-                    f"{name} against the {AVERAGE_SINGLE}", name, singles, metric, target=aim, **options
-                )
-                for metric, aim in CLAIMS
-            ]
-        for rival in (*rivals, "teacher"):
-            target = None if rival == "teacher" else 1.0
-            scores = comparison.entries[rival].scores
-            claims += [
-                comparison.interval(f"{name} against {rival}", name, scores, metric, target=target, **options)
-                for metric, _ in CLAIMS
-            ]
-    return claims
-
-
-def _validation_rows(
-    contestants: Contestants, validation: Mapping[str, Dataset[Window]], config: RunConfig
-) -> list[dict[str, Any]]:
-    """Compare validation losses: each route's model with the dense one, and a grown one with its base."""
-    models: dict[str, ExactChronos2Model | DistilledMoE] = {**contestants.students, **contestants.grown}
-    if contestants.mixture is not None:
-        models[mixture_name(config.moe.routing.top_k)] = contestants.mixture
-    pairs = [(name, equal_rival(contestants)) for name in main_models(contestants, config)]
-    if "expanded" in contestants.grown:
-        pairs.append(("expanded", GENERALIST_BASE))
-    losses = {
-        name: {domain: window_losses(models[name], windows) for domain, windows in validation.items()}
-        for name in dict.fromkeys(itertools.chain(*pairs))
-    }
-    options = {"draws": config.evaluation.bootstrap_draws, "seed": config.seed}
-    return [row for name, rival in pairs for row in differences(name, rival, losses[name], losses[rival], **options)]
-
-
-def equal_rival(contestants: Contestants) -> str:
-    """Return the dense student of the same active compute and budget."""
-    return "generalist-wide" if "generalist-wide" in contestants.students else "generalist-full"
-
-
-def _routes(
-    contestants: Contestants,
-    claims: Sequence[Mapping[str, Any]],
-    costs: Sequence[Mapping[str, Any]],
-    validation: Sequence[Mapping[str, Any]],
-    config: RunConfig,
-) -> dict[str, Any]:
-    """Put each route's model beside the dense student of the same active compute and budget."""
-    rival = equal_rival(contestants)
-    found = {(claim["claim"], claim["metric"]): claim for claim in claims}
-    cost = {row["model"]: row for row in costs}
-    rows = []
-    for name in (*main_models(contestants, config), rival):
-        row = {key: cost[name][key] for key in ("model", "kind", "parameters", "active_parameters", "flops")}
-        row |= {"training": contestants.training.get(name), "against": rival}
-        for metric, _ in CLAIMS:
-            claim = found.get((f"{name} against {rival}", metric))
-            row[metric.lower()] = claim and {key: claim[key] for key in ("ratio", "low", "high")}
-        whole = [part for part in validation if (part["model"], part["against"]) == (name, rival)]
-        overall = next((part for part in whole if part["domain"] == "overall"), None)
-        row["validation"] = overall and {key: overall[key] for key in ("difference", "low", "high")}
-        rows.append(row)
-    return {"rows": rows, "against": rival}
-
-
-def _costs(contestants: Contestants, config: RunConfig) -> list[dict[str, Any]]:
-    teacher, students, mixture, grown, _ = contestants
+def _upstream(teacher: nn.Module) -> Chronos2Model:
+    """Return the teacher as chronos-forecasting runs it."""
     upstream = Chronos2Model(copy.deepcopy(teacher.config))
     upstream.load_state_dict(teacher.state_dict())
-    chosen = {"teacher, upstream code": ("teacher", upstream.eval()), "teacher": ("teacher", teacher)}
-    chosen |= {name: ("generalist", model) for name, model in students.items() if name.startswith("generalist-")}
-    chosen |= dict([(name, ("single", model)) for name, model in students.items() if name.startswith("single/")][:1])
-    if mixture is not None:
-        chosen[mixture_name(mixture.top_k)] = ("mixture", mixture)
-    chosen |= {name: (name, model) for name, model in grown.items()}
-    measured = compare(
-        {name: model for name, (_, model) in chosen.items()},
-        context_length=config.windows.context_length,
-        horizon=config.windows.horizon,
-        batch_size=64,
-        repeats=config.evaluation.latency_repeats,
-    )
-    rows = []
-    for name, cost in measured.items():
-        size = sum(value.numel() * value.element_size() for value in chosen[name][1].state_dict().values()) / 1e6
-        rows.append({"model": name, "kind": chosen[name][0], **asdict(cost), "checkpoint_mb": size, "batch_size": 64})
-    return rows
+    return upstream.eval()

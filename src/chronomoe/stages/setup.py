@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch.utils.flop_counter import FlopCounterMode
 
 from chronomoe.data.clusters import cluster_domains
 from chronomoe.data.domains import Domain, load_domain
@@ -16,6 +15,7 @@ from chronomoe.data.fingerprint import fingerprint
 from chronomoe.data.soft_targets import revision
 from chronomoe.data.windows import EvaluationWindows, JoinedWindows, TrainingWindows, WindowConfig
 from chronomoe.errors import InputError
+from chronomoe.evaluation.cost import count_flops
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.student import StudentConfig, create_student_model
@@ -175,11 +175,8 @@ class Setup:
 
     def cost_of(self, model: ExactChronos2Model) -> float:
         """Return the operations of one forward pass of a model."""
-        model.eval()
-        patches = -(-self.config.windows.horizon // model.chronos_config.output_patch_size)
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(torch.zeros(1, self.config.windows.context_length), num_output_patches=patches)
-        return float(counter.get_total_flops())
+        windows = self.config.windows
+        return float(count_flops(model.eval(), torch.zeros(1, windows.context_length), horizon=windows.horizon))
 
 
 def check_windows(windows: WindowConfig, model: ExactChronos2Model | DistilledMoE) -> None:
