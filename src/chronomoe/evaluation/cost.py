@@ -181,7 +181,7 @@ def peak_bytes(model: nn.Module, context: Float[Tensor, "batch time"], *, horizo
         return weight_bytes(model) + int(torch.cuda.max_memory_allocated(device) - before)
     with torch.no_grad(), _LiveTensors() as live:
         _forecast(model, context, horizon=horizon)
-    return weight_bytes(model) + live.peak
+    return weight_bytes(model) + int(live.peak)
 
 
 class _LiveTensors(TorchDispatchMode):
@@ -189,7 +189,7 @@ class _LiveTensors(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.held = self.peak = 0
+        self.held, self.peak = 0, 0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
