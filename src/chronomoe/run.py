@@ -109,7 +109,11 @@ def evaluate(setup: Setup, trained: dict[str, Path], moe: Path | None, grown: di
             tasks=tasks("test"),
             validation=tasks("validation"),
             held_out={},
-            config=setup.config,
+            horizon=setup.config.windows.horizon,
+            top_k=options.top_k,
+            draws=options.bootstrap_draws,
+            repeats=options.latency_repeats,
+            seed=setup.config.seed,
             progress=report,
         )
         (folder / "curves.json").write_text(json.dumps(_curves(trained, moe, grown)))

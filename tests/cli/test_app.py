@@ -173,7 +173,7 @@ def test_run_prints_the_table_and_the_report_and_uses_its_options(chronomoe, rec
     status, out, err = chronomoe("run", mine, "--steps", 2, "--out", folder)
     assert status == 0
     assert out.endswith(f"report: {folder / 'report.html'}\n")
-    assert "mixture K=2" in out
+    assert "own single" in out
     assert "✓ soft-targets" in err
     assert load_recipe(str(folder / "config.yaml")).budget.steps == 2
     facts = json.loads((folder / "run.json").read_text())

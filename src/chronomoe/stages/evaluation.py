@@ -2,7 +2,7 @@
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from chronomoe.evaluation.routing import confidence_bins, routing_summary
 from chronomoe.evaluation.tasks import Task
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
-from chronomoe.recipe import RunConfig
 
 TEACHER, UPSTREAM = "teacher", "teacher, upstream code"
 TIMED_WINDOWS = 64
@@ -43,19 +42,35 @@ def evaluate_run(
     tasks: Mapping[str, Task],
     validation: Mapping[str, Task],
     held_out: Mapping[str, Task],
-    config: RunConfig,
+    horizon: int,
+    top_k: Sequence[int],
+    draws: int,
+    repeats: int,
+    seed: int,
     progress: Callable[[int, int], None],
 ) -> None:
     """Write evaluation.jsonl, intervals.json, efficiency.json, recommendation.json and forecasts.json.
 
     Also routing.json where there is a mixture, moe.json where a model has MoE layers, and held_out.jsonl where there
     are held-out domains.
+
+    Args:
+        folder: of the stage.
+        candidates: everything that was trained, and the teacher.
+        tasks: test windows by domain.
+        validation: windows of the same domains by which models are chosen.
+        held_out: windows of domains that nothing was trained on.
+        horizon: future steps.
+        top_k: fixed numbers of experts with which the mixture is scored too.
+        draws: of the bootstrap.
+        repeats: timed forecasts of each model.
+        seed: of the bootstrap.
+        progress: told how much is done.
     """
-    options = config.evaluation
     levels = list(candidates[TEACHER].model.chronos_config.quantiles)
     main = [name for name, one in candidates.items() if one.kind in ("mixture", "upcycled", "expanded")]
     comparison = compare_models(
-        candidates, tasks, validation, levels=levels, top_k=options.top_k, drawn=[*main, TEACHER], progress=progress
+        candidates, tasks, validation, levels=levels, top_k=top_k, drawn=[*main, TEACHER], progress=progress
     )
     write_records(comparison.records(), folder / "evaluation.jsonl")
     write_json(folder / "forecasts.json", drawn_forecasts(comparison, main[0]))
@@ -63,16 +78,15 @@ def evaluate_run(
     if unseen is not None:
         write_records(unseen.records(), folder / "held_out.jsonl")
 
-    context, horizon = timing_context(tasks), config.windows.horizon
+    context = timing_context(tasks)
     timed: dict[str, nn.Module] = {UPSTREAM: _upstream(candidates[TEACHER].model)}
     timed |= {name: one.model for name, one in candidates.items() if one.kind in (*DEPLOYABLE, "teacher")}
     singles = [one.model for one in candidates.values() if one.kind == "single"]
     timed |= dict([(OWN_SINGLE, model) for model in singles[:1]])
-    measured = compare(timed, context, horizon=horizon, repeats=options.latency_repeats)
+    measured = compare(timed, context, horizon=horizon, repeats=repeats)
     costs = cost_records(comparison, measured, context, horizon=horizon)
     write_json(folder / "efficiency.json", costs)
 
-    draws, seed = options.bootstrap_draws, config.seed
     found = claims(comparison, unseen, costs, main, draws=draws, seed=seed)
     found.append(speed_claim(main[0], measured, UPSTREAM, draws=draws, seed=seed))
     write_json(folder / "intervals.json", found)
