@@ -15,9 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from chronomoe.checkpoints import ACCEPTED, HUB_OPTIONS, architecture, find_checkpoint, whole_folder
+from chronomoe.checkpoints.card import model_card
+from chronomoe.checkpoints.finding import ACCEPTED, HUB_OPTIONS, architecture, find_checkpoint
+from chronomoe.checkpoints.writing import whole_folder
 from chronomoe.errors import InputError
-from chronomoe.model_card import model_card
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.sparse.upcycling import SparseChronos2Model

@@ -157,7 +157,7 @@ def test_a_run_killed_while_it_made_its_folder_is_not_foreign_to_itself(tmp_path
 def test_a_copy_replaces_what_was_there_and_leaves_the_bookkeeping_out(work, make, tmp_path):
     source, target = work.stage("a", {}, make), tmp_path / "copy"
     target.mkdir()
-    (target / "old").touch()
+    (target / "README.md").touch()
     copy_folder(source, target)
     assert [path.name for path in target.iterdir()] == ["result"]
 
@@ -187,3 +187,12 @@ def test_other_errors_of_the_system_are_not_called_a_full_disk(work):
 
     with pytest.raises(OSError, match="Permission denied"):
         work.stage("a", {}, fail)
+
+
+def test_a_copy_is_refused_where_it_would_replace_what_no_run_wrote(work, make, tmp_path):
+    source, target = work.stage("a", {}, make), tmp_path / "copy"
+    target.mkdir()
+    (target / "notes.txt").touch()
+    with pytest.raises(InputError, match="holds something else than a checkpoint: notes.txt"):
+        copy_folder(source, target)
+    assert [path.name for path in target.iterdir()] == ["notes.txt"]

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chronomoe.checkpoints import check_parent
+from chronomoe.checkpoints.writing import check_parent
 from chronomoe.cli.options import (
     DATA_HELP,
     MODEL_HELP,

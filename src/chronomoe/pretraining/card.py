@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from chronomoe.model_card import model_card
+from chronomoe.checkpoints.card import model_card
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.configuration import parse
 from chronomoe.pretraining.batches import PretrainingBatches

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from chronomoe.checkpoints import check_parent
+from chronomoe.checkpoints.writing import check_parent, content, work_folder
 from chronomoe.data.checks import check_columns
 from chronomoe.data.domains import Domain
 from chronomoe.data.fingerprint import fingerprint
@@ -67,7 +67,7 @@ def distil_domain(
         [domain], windows, size=min(pool, training.steps * training.batch_size), seed=training.seed
     )
     validation = JoinedWindows([EvaluationWindows(domain, windows, part="validation", limit=VALIDATION_LIMIT)])
-    scratch = out.with_name(out.name + ".work")
+    scratch = work_folder(out)
     check_folder(scratch)
     say_skipped(console, pool_windows.skipped)
     work = Workspace(scratch, console=console)
@@ -291,7 +291,7 @@ def check_file_out(out: Path, *, inputs: Sequence[str | Path]) -> None:
 def check_new(out: Path) -> None:
     """Refuse an output folder that holds anything, or lies where nothing can be written."""
     check_parent(out)
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+    if out.expanduser().exists() and content(out.expanduser()):
         raise InputError(f"the output folder {out} is not empty; choose a new one")
 
 

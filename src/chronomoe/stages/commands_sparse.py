@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from chronomoe.checkpoints.writing import work_folder
 from chronomoe.data.domains import Domain
 from chronomoe.data.fingerprint import fingerprint
 from chronomoe.data.soft_targets import SoftTargetStore, revision
@@ -79,7 +80,7 @@ def expand_checkpoint(
     validation = JoinedWindows(
         [EvaluationWindows(domain, windows, part="validation", limit=VALIDATION_LIMIT) for domain in domains]
     )
-    scratch = out.with_name(out.name + ".work")
+    scratch = work_folder(out)
     check_folder(scratch)
     say_skipped(console, pool_windows.skipped)
     work = Workspace(scratch, console=console)

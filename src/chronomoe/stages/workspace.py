@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 
+from chronomoe.checkpoints.writing import whole_folder
 from chronomoe.errors import InputError
 
 Report = Callable[[int, int], None]
@@ -129,12 +130,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder's files so that the copy is there whole or not at all."""
-    with room(target.parent, target.name):
-        scratch = target.with_name(target.name + ".partial")
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.copytree(source, scratch, ignore=shutil.ignore_patterns("stage.json", "started.json"))
-        _move(scratch, target)
+    """Copy a folder's files whole or not at all; ``whole_folder`` says what may be replaced."""
+    with room(target.parent, target.name), whole_folder(target) as scratch:
+        ignored = shutil.ignore_patterns("stage.json", "started.json")
+        shutil.copytree(source, scratch, ignore=ignored, dirs_exist_ok=True)
 
 
 def _key(path: Path) -> str | None:

@@ -1,11 +1,5 @@
-"""Checkpoints: finding one by name, telling what it holds, writing one whole or not at all."""
+"""Finding a checkpoint by its name, and telling what it holds."""
 
-import os
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
-from fnmatch import fnmatch
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,7 +16,6 @@ SHIPPED = ("tiny",)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 ADAPTER = "adapter_config.json"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
-CHECKPOINT_FILES = (*WEIGHTS, "*.index.json", "config.json", "generation_config.json", ADAPTER, "README.md", "LICENSE*")
 
 
 def find_checkpoint(name: str | Path, *, subfolder: str = "", force_s3_download: bool = False) -> str:
@@ -111,48 +104,3 @@ def architecture(name: str, hub_options: dict[str, Any]) -> type[PreTrainedModel
         reason = str(error).removeprefix("Chronos2ForecastingConfig.__init__() ")
         raise InputError(f"the chronos_config in the config.json of {name!r} does not fit: {reason}") from None
     return known[names[0]]
-
-
-def check_parent(path: Path) -> None:
-    """Check that a file or folder can be made where it does not exist yet.
-
-    Raises:
-        InputError: what it would lie in is a file, or may not be written to.
-    """
-    parent = next(folder for folder in path.expanduser().absolute().parents if folder.exists())
-    if not parent.is_dir():
-        raise InputError(f"nothing can be written to {str(path)!r}: {str(parent)!r} is a file; choose another place")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"nothing can be written to {str(path)!r}: no right to write in {str(parent)!r}")
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to write to, which becomes ``folder`` when the block ends well and vanishes otherwise.
-
-    A checkpoint that was there is replaced; a reader sees the old one or the new one.
-
-    Raises:
-        InputError: ``folder`` is a file, or holds anything but a checkpoint.
-    """
-    folder = folder.expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"a checkpoint is saved to a folder, {str(folder)!r} is a file; choose another name")
-    for path in sorted(folder.iterdir()) if folder.exists() else ():
-        if path.is_dir() or not any(fnmatch(path.name, pattern) for pattern in CHECKPOINT_FILES):
-            raise InputError(
-                f"{str(folder)!r} holds something else than a checkpoint: {path.name}; choose a new folder"
-            )
-    check_parent(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    former = beside.with_name(f"{beside.name}.former")
-    beside.mkdir()
-    try:
-        yield beside
-        if folder.exists():
-            folder.rename(former)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(former, ignore_errors=True)
