@@ -262,12 +262,52 @@ def test_every_loader_gives_the_same_numbers_after_saving(pipeline, saved, serie
     expected = forecast(pipeline, series)
     for loader in (ChronoMoEPipeline, BaseChronosPipeline, Chronos2Pipeline):
         loaded = loader.from_pretrained(saved)
-        assert_close(forecast(loaded, series).sort(dim=2).values, expected)  # the stock ones leave them as they come
+        assert_close(forecast(loaded, series).sort(dim=2).values, expected)  # stock leaves a plain model's as they come
 
 
-def test_the_base_class_loads_a_mixture_as_our_pipeline(mixture, tmp_path):
+@pytest.mark.parametrize("loader", [BaseChronosPipeline, Chronos2Pipeline])
+def test_stock_entry_points_return_our_pipeline_for_a_mixture_and_it_fits(mixture, series, tmp_path, loader):
     ChronoMoEPipeline(mixture).save_pretrained(tmp_path / "moe")
-    assert type(BaseChronosPipeline.from_pretrained(tmp_path / "moe")) is ChronoMoEPipeline
+    loaded = loader.from_pretrained(tmp_path / "moe", device_map="cpu")
+    assert type(loaded) is ChronoMoEPipeline
+    options = {"num_steps": 1, "batch_size": 6, "output_dir": tmp_path, "disable_tqdm": True}
+    assert forecast(loaded.fit(series, prediction_length=8, **options), series, 8).isfinite().all()
+
+
+@pytest.mark.parametrize("loader", [BaseChronosPipeline, Chronos2Pipeline])
+def test_stock_entry_points_stay_stock_for_a_plain_model(plain, tmp_path, loader):
+    ChronoMoEPipeline(plain).save_pretrained(tmp_path / "plain")
+    assert type(loader.from_pretrained(tmp_path / "plain")) is Chronos2Pipeline
+
+
+def test_subclasses_of_the_stock_pipeline_stay_what_they_are(mixture, tmp_path):
+    class Mine(Chronos2Pipeline):
+        pass
+
+    ChronoMoEPipeline(mixture).save_pretrained(tmp_path / "moe")
+    assert type(Mine.from_pretrained(tmp_path / "moe")) is Mine
+
+
+def test_the_stock_entry_point_refuses_what_it_refused_before(tmp_path):
+    with pytest.raises(ValueError, match="Unrecognized model"):
+        Chronos2Pipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:We recommend keeping prediction length")
+def test_forecasts_do_not_follow_the_default_dtype_of_the_program(pipeline, saved, series):
+    expected, tokens = forecast(pipeline, series, 80), pipeline.embed(series)[0][0]
+    torch.set_default_dtype(torch.float64)
+    try:
+        for each in (pipeline, ChronoMoEPipeline.from_pretrained(saved)):
+            assert_close(forecast(each, series, 80), expected)
+            assert_close(each.embed(series)[0][0], tokens)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_an_unknown_way_to_fit_is_refused(pipeline, series, tmp_path, unchecked):
+    with pytest.raises(InputError, match="finetune_mode must be 'full' or 'lora', got 'qlora'"):
+        pipeline.fit(series, prediction_length=8, finetune_mode="qlora", output_dir=tmp_path)
 
 
 def test_the_stock_pipeline_saves_a_mixture_that_loads_again(mixture, series, tmp_path):

@@ -1,13 +1,12 @@
 """Distil Chronos-2 into small experts and run them as one Mixture-of-Experts forecaster.
 
-Importing makes our checkpoints known to ``chronos`` and does nothing else.
+Importing makes our checkpoints known to ``chronos`` (see :mod:`chronomoe.checkpoints.registration`) and does nothing
+else.
 """
 
 from importlib.metadata import version
 
-import chronos.chronos2
-from transformers import AutoConfig
-
+from chronomoe.checkpoints.registration import register
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.mixture import BalanceConfig, DistilledMoE, MixtureConfig, build_mixture
@@ -45,11 +44,4 @@ __all__ = [
 ]
 
 
-def _register_architectures() -> None:
-    """Let ``Chronos2Pipeline`` and ``BaseChronosPipeline`` find our models by the names in their ``config.json``."""
-    for model in (DistilledMoE, Chronos2MoEModel, MoEEnhancedChronos2):
-        AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
-        setattr(chronos.chronos2, model.__name__, model)
-
-
-_register_architectures()
+register()

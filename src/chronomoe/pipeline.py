@@ -17,7 +17,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from chronomoe.checkpoints.card import model_card
 from chronomoe.checkpoints.finding import ACCEPTED, HUB_OPTIONS, architecture, find_checkpoint
-from chronomoe.checkpoints.writing import whole_folder
+from chronomoe.checkpoints.writing import PUSH_OPTIONS, push_folder, whole_folder
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.mixture import DistilledMoE
@@ -118,14 +118,18 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
             save_directory: a new or empty folder, or one that holds a checkpoint, which is replaced.
             *args: as in ``PreTrainedModel.save_pretrained``.
             sections: further headings of the model card with their Markdown.
-            **kwargs: as in ``PreTrainedModel.save_pretrained``.
+            **kwargs: as in ``PreTrainedModel.save_pretrained``. With ``push_to_hub=True`` the finished folder is
+                uploaded to ``repo_id``, which is the folder's name unless given; ``token``, ``private``, ``revision``,
+                ``create_pr``, ``commit_message`` and ``commit_description`` are for the hub.
         """
-        name = Path(save_directory).expanduser().resolve().name
-        if kwargs.get("push_to_hub"):
-            kwargs.setdefault("repo_id", name)
-        with whole_folder(Path(save_directory)) as folder:
-            self.model.save_pretrained(folder, *args, **kwargs)
-            (folder / "README.md").write_text(model_card(self.model, name=name, sections=sections), encoding="utf-8")
+        folder = Path(save_directory).expanduser().resolve()
+        to_hub = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
+        with whole_folder(folder) as scratch:
+            self.model.save_pretrained(scratch, *args, **kwargs)
+            card = model_card(self.model, name=folder.name, sections=sections)
+            (scratch / "README.md").write_text(card, encoding="utf-8")
+        if to_hub.pop("push_to_hub", False):
+            push_folder(folder, **to_hub)
 
     def _predict_batch(
         self,
@@ -137,7 +141,8 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         **options: Any,
     ) -> list[Tensor]:
         """Forecast as upstream does, long horizons from its raw quantiles too, and keep the promises at the end."""
-        level = constant_level(torch.cat([context, future_covariates], dim=1), group_ids=group_ids).cpu()
+        level = constant_level(torch.cat([context, future_covariates], dim=1), group_ids=group_ids)
+        level = level.to("cpu", torch.float32)  # as upstream's forecast, whatever the program's default
         forecasts: list[Tensor] = super()._predict_batch(
             context, group_ids, future_covariates, *rest, target_idx_ranges=target_idx_ranges, **options
         )
@@ -175,6 +180,8 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         Raises:
             InputError: the mode does not exist, or the model has none of its kind: see ``training.finetuning``.
         """
+        if finetune_mode not in ("full", "lora"):
+            raise InputError(f"finetune_mode must be 'full' or 'lora', got {finetune_mode!r}")
         output_dir = Path(output_dir or Path("chronos-2-finetuned") / time.strftime("%Y-%m-%d_%H-%M-%S"))
         arguments: dict[str, Any] = {
             "inputs": inputs,

@@ -61,9 +61,10 @@ def assert_close(actual, expected):
 STOCK = """
 import logging, random, sys, chronos, torch
 
-def forecast(folder):
-    loaded = chronos.Chronos2Pipeline.from_pretrained(folder)
-    assert type(loaded) is chronos.Chronos2Pipeline
+def forecast(folder, kind="Chronos2Pipeline"):
+    for entry in (chronos.Chronos2Pipeline, chronos.BaseChronosPipeline):
+        loaded = entry.from_pretrained(folder)
+        assert type(loaded).__name__ == kind, type(loaded)
     return torch.stack(loaded.predict(torch.load(sys.argv[1]), prediction_length=8))
 
 def settings_of_others():
@@ -73,9 +74,10 @@ student = forecast(sys.argv[2])
 assert not any(name.startswith("chronomoe") for name in sys.modules)
 before = settings_of_others()
 import chronomoe
-chronomoe._register_architectures()  # a second time
+chronomoe.checkpoints.registration.register()  # a second time
 assert settings_of_others() == before
-torch.save((student, forecast(sys.argv[3])), sys.argv[4])
+assert torch.equal(forecast(sys.argv[2]), student)  # stock still, to the bit
+torch.save((student, forecast(sys.argv[3], "ChronoMoEPipeline")), sys.argv[4])
 """
 
 

@@ -1,5 +1,6 @@
 """Finding a checkpoint by its name, and telling what it holds."""
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -104,3 +105,22 @@ def architecture(name: str, hub_options: dict[str, Any]) -> type[PreTrainedModel
         reason = str(error).removeprefix("Chronos2ForecastingConfig.__init__() ")
         raise InputError(f"the chronos_config in the config.json of {name!r} does not fit: {reason}") from None
     return known[names[0]]
+
+
+def named_architecture(name: Any, options: Mapping[str, Any]) -> str | None:
+    """Return the architecture that a checkpoint's ``config.json`` names; None where there is none to read.
+
+    Args:
+        name: a hub id or a folder; what an ``s3://`` URL holds is known after the download.
+        options: of ``from_pretrained``; those of the hub are used.
+    """
+    if str(name).startswith("s3://"):
+        return None
+    try:
+        values, _ = PretrainedConfig.get_config_dict(
+            name, **{key: options[key] for key in HUB_OPTIONS if key in options}
+        )
+    except OSError:
+        return None
+    names = values.get("architectures")
+    return str(names[0]) if names else None

@@ -1,4 +1,4 @@
-"""Writing a checkpoint whole or not at all."""
+"""Writing a checkpoint whole or not at all, and uploading it."""
 
 import errno
 import os
@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
 
 from chronomoe.errors import InputError
 
@@ -23,6 +26,17 @@ CHECKPOINT_FILES = (
     "LICENSE*",
 )
 """All that a checkpoint's folder may hold to be replaced."""
+PUSH_OPTIONS = (
+    "push_to_hub",
+    "repo_id",
+    "token",
+    "private",
+    "revision",
+    "create_pr",
+    "commit_message",
+    "commit_description",
+)
+"""Arguments of ``save_pretrained`` that are for the hub."""
 OF_THE_VOLUME = "lost+found"
 SCRATCH, FORMER, WORK = ".partial-", ".former-", ".work"
 CANNOT_BE_RENAMED = {errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -138,3 +152,32 @@ def _replace_content(scratch: Path, folder: Path) -> None:
         undo.pop_all()
     for left in (*folder.glob(f"{SCRATCH}*"), *folder.glob(f"{FORMER}*")):  # of killed saves, too
         shutil.rmtree(left, ignore_errors=True)
+
+
+def push_folder(
+    folder: Path,
+    *,
+    repo_id: str | None = None,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    revision: str | None = None,
+    **commit: Any,
+) -> None:
+    """Upload a finished checkpoint to the hub in one commit, to a new repository if need be.
+
+    Args:
+        folder: the checkpoint.
+        repo_id: ``owner/name`` or a name in one's own namespace; that of the folder when None.
+        token: of the hub; the one that is logged in when None.
+        private: whether a new repository is.
+        revision: branch.
+        **commit: ``create_pr``, ``commit_message`` and ``commit_description``, as in ``HfApi.upload_folder``.
+    """
+    api = HfApi(token=token)
+    repo = api.create_repo(repo_id or folder.name, private=private, exist_ok=True).repo_id
+    if revision is not None:
+        api.create_branch(repo, branch=revision, exist_ok=True)
+    message = {"commit_message": f"Upload {folder.name}"} | {key: value for key, value in commit.items() if value}
+    api.upload_folder(
+        repo_id=repo, folder_path=folder, revision=revision, allow_patterns=list(CHECKPOINT_FILES), **message
+    )

@@ -283,9 +283,11 @@ class ExactChronos2Model(Chronos2Model):
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Save a checkpoint that stock ``Chronos2Pipeline`` and ``BaseChronosPipeline`` load."""
         self.config.chronos_pipeline_class = "Chronos2Pipeline"
-        super().save_pretrained(save_directory, *args, **kwargs)
-        self.config.architectures = [Chronos2Model.__name__]
-        self.config.save_pretrained(save_directory)
+        self.__class__ = Chronos2Model  # the name that is written, and uploaded with push_to_hub
+        try:
+            self.save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.__class__ = ExactChronos2Model
 
 
 def unscale(
