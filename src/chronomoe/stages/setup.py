@@ -20,7 +20,6 @@ from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import load_teacher
-from chronomoe.recipe import DomainConfig, RunConfig
 from chronomoe.stages.workspace import Workspace, check_folder
 
 VALIDATION_LIMIT = 128
@@ -34,7 +33,7 @@ class Setup:
         InputError: the recipe, the data, the teacher or the output folder break a rule.
     """
 
-    def __init__(self, config: RunConfig, out: Path, *, console: Console | None = None) -> None:
+    def __init__(self, config: Any, out: Path, *, console: Console | None = None) -> None:
         check_folder(out)
         self.config, self._out, self._console = config, out, console
         self.domains = [load(domain) for domain in config.domains]
@@ -167,7 +166,7 @@ class Setup:
     @property
     def budget(self) -> float:
         """What all training of a route may cost, in operations of forward passes of one window."""
-        return self.config.budget.steps * self.cost(self.size)
+        return float(self.config.budget.steps * self.cost(self.size))
 
     def cost(self, size: StudentConfig) -> float:
         """Return the operations of one forward pass of a student."""
@@ -194,7 +193,7 @@ def check_windows(windows: WindowConfig, model: ExactChronos2Model | DistilledMo
         )
 
 
-def load(config: DomainConfig) -> Domain:
+def load(config: Any) -> Domain:
     """Load a domain as a recipe describes it."""
     options = {key: value for key, value in asdict(config).items() if key not in ("data", "target")}
     target = config.target if isinstance(config.target, str) else list(config.target)
