@@ -56,7 +56,7 @@ class Point(NamedTuple):
     kind: str
     x: Number
     y: Number
-    labelled: bool
+    marked: bool
 
 
 def compact(value: Number) -> str:
@@ -79,7 +79,7 @@ def interval_chart(
     x = Axis(low=bounds[0], high=bounds[1], start=14, stop=306)
     parts = ['<line class="axis" x1="14" x2="306" y1="22" y2="22"/>', _mark(x(1.0), "equal", "even")]
     if target is not None and target != 1.0:
-        parts.append(_mark(x(target), f"{target:g}", "goal"))
+        parts.append(_mark(x(target), f"{target:g}", "goal", above=True))
     if low is not None and high is not None:
         parts.append(f'<line class="range" x1="{x(low):.1f}" x2="{x(high):.1f}" y1="22" y2="22"/>')
     parts.append(f'<circle class="dot" cx="{x(ratio):.1f}" cy="22" r="5.5"/>')
@@ -88,7 +88,10 @@ def interval_chart(
 
 
 def scatter_chart(points: Sequence[Point], *, x_title: str, y_title: str) -> Markup:
-    """Draw accuracy (lower is better) against a cost, one dot per model; the first ones on top and named first."""
+    """Draw accuracy (lower is better) against a cost, one dot per model, and the line of those that none beats in both.
+
+    The first points are on top and named first; a marked one has a ring.
+    """
     width, height, left, top, right, bottom = 480, 320, 44, 34, 16, 40
     xs, ys = [point.x for point in points], [point.y for point in points]
     log = min(xs) > 0 and max(xs) / min(xs) > 5
@@ -103,15 +106,18 @@ def scatter_chart(points: Sequence[Point], *, x_title: str, y_title: str) -> Mar
     parts.append(f'<text class="title" x="0" y="14">{escape(y_title)}</text>')
     parts.append(f'<text class="title" x="{width - right}" y="{height - 6}" text-anchor="end">{escape(x_title)}</text>')
     taken = [(x(p.x) - 6, y(p.y) - 6, x(p.x) + 6, y(p.y) + 6) for p in points]
-    for point in sorted(reversed(points), key=lambda point: point.labelled):
+    front = [p for p in points if not any((q.x, q.y) != (p.x, p.y) and q.x <= p.x and q.y <= p.y for q in points)]
+    parts.append(f'<path class="front" d="{_path([(x(p.x), y(p.y)) for p in sorted(front, key=lambda p: p.x)])}"/>')
+    for point in reversed(points):
         about = f"{point.name}: {compact(point.x)}, {point.y:.3f}"
         parts.append(
             f'<circle class="kind-{escape(point.kind)}" cx="{x(point.x):.1f}" cy="{y(point.y):.1f}" '
-            f'r="{6 if point.labelled else 4}"><title>{escape(about)}</title></circle>'
+            f'r="6"><title>{escape(about)}</title></circle>'
         )
+        if point.marked:
+            parts.append(f'<circle class="ring" cx="{x(point.x):.1f}" cy="{y(point.y):.1f}" r="10"/>')
     for point in points:
-        if point.labelled:
-            parts += _label(point.name, x(point.x), y(point.y), taken=taken, inside=(left, top, width, height - bottom))
+        parts += _label(point.name, x(point.x), y(point.y), taken=taken, inside=(left, top, width, height - bottom))
     return _svg(parts, width=width, height=height, title=f"{y_title} against {x_title}", name="scatter")
 
 
@@ -205,9 +211,10 @@ def _svg(parts: Iterable[str], *, width: int, height: int, title: str, name: str
     return Markup(head + "".join(parts) + "</svg>")
 
 
-def _mark(place: Number, text: str, name: str) -> str:
+def _mark(place: Number, text: str, name: str, *, above: bool = False) -> str:
     line = f'<line class="{name}" x1="{place:.1f}" x2="{place:.1f}" y1="12" y2="32"/>'
-    return f'{line}<text class="{name}" x="{place:.1f}" y="45" text-anchor="middle">{escape(text)}</text>'
+    height = 9 if above else 45
+    return f'{line}<text class="{name}" x="{place:.1f}" y="{height}" text-anchor="middle">{escape(text)}</text>'
 
 
 def _y_axis(axis: Axis, *, left: Number, right: Number, count: int = 4) -> list[str]:

@@ -10,10 +10,11 @@ from chronomoe.report.charts import Number, interval_chart
 HIGHER_IS_BETTER = ("throughput", "speed", "speed-up")
 """Metrics of which more is better; of errors, times and sizes less is."""
 VERDICTS = {
-    "met": "the whole interval meets the target",
-    "open": "the estimate meets the target, the interval does not rule out missing it",
+    "met": "the estimate reaches the target and the interval excludes a tie",
+    "open": "the estimate reaches the target, but the interval includes a tie",
     "not met": "the estimate misses the target",
 }
+"""A target that allows a model to be worse than its rival takes the place of the tie."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,9 @@ class Claim:
     claim: str
     metric: str
     ratio: Number
+    model: str = ""
+    against: str = ""
+    unseen: bool = False
     low: Number | None = None
     high: Number | None = None
     target: str | None = None
@@ -42,9 +46,8 @@ class Claim:
         worst = self.low if self.higher_is_better else self.high
         if sign * self.ratio > sign * self.target_ratio:
             return "not met"
-        # an interval that just touches "equal" excludes nothing
-        reached = worst is None or sign * worst < sign * self.target_ratio
-        return "met" if reached or (worst == self.target_ratio != 1.0) else "open"
+        tie = max(1.0, self.target_ratio) if sign > 0 else 1.0
+        return "met" if worst is None or sign * worst < sign * tie else "open"
 
     @property
     def effect(self) -> str:

@@ -1,11 +1,11 @@
-"""Tables of the report that look inside MoE layers: which experts the tokens choose."""
+"""Tables of the report about MoE layers: how an expanded model grew, and which experts the tokens choose."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from chronomoe.report.charts import Number
-from chronomoe.report.tables import Cell, Row, Table
+from chronomoe.report.charts import Number, is_number
+from chronomoe.report.tables import GAP, Cell, Row, Table, signed
 
 LIMIT = 4
 """An expert with less than this part of an even share is called dead: 1 / (4 * num_experts) of the choices."""
@@ -84,3 +84,40 @@ def ordinal(place: int) -> str:
     """Write a place counted from 1: 1st, 2nd, 3rd, 4th."""
     teens = place % 100 in (11, 12, 13)
     return f"{place}{'th' if teens else {1: 'st', 2: 'nd', 3: 'rd'}.get(place % 10, 'th')}"
+
+
+def growth_table(path: Sequence[Mapping[str, Any]]) -> Table:
+    """Each layer that was tried on the way to the expanded model."""
+    places = sorted({probe["after"] for layer in path for probe in layer.get("probes") or []})
+    rows = []
+    for layer in path:
+        before, reached, kept = layer["before"], layer["validation"], layer["kept"]
+        cells = [
+            Cell(f"block {layer['after']}"),
+            Cell(_loss(before)),
+            Cell(_loss(reached)),
+            Cell(signed("{:+.2%}", reached / before - 1) if before else GAP, best=kept),
+            Cell("kept" if kept else "left out", best=kept),
+            Cell(f"{layer['steps']:,}" if layer.get("steps") is not None else GAP),
+        ]
+        probed = {probe["after"]: probe["validation"] for probe in layer.get("probes") or []}
+        cells += [
+            Cell(_loss(probed[place]) if place in probed else GAP, best=place in probed and place == layer["after"])
+            for place in places
+        ]
+        rows.append(Row(f"layer {layer['layer']}", cells))
+    note = "Validation loss (hard loss in normalised space) before a layer was added and with it, tuned; it stays only "
+    note += "if the loss falls. Blocks and layers are counted from 0."
+    if places:
+        note += " Probe: validation loss after a short training of a layer behind that block; bold: the place chosen."
+    return Table(
+        title="How the expanded model grew",
+        head="Layer",
+        columns=["After", "Loss before", "Loss with it", "Change", "Outcome", "Steps", *(f"Probe {p}" for p in places)],
+        rows=rows,
+        note=note,
+    )
+
+
+def _loss(value: Number) -> str:
+    return f"{value:.4f}" if is_number(value) else GAP

@@ -9,8 +9,8 @@ from typing import Any
 import jinja2
 
 from chronomoe.errors import InputError
-from chronomoe.evaluation.comparison import AVERAGE_SINGLE, KINDS
-from chronomoe.report import charts, layer_tables, route_tables, tables
+from chronomoe.evaluation.comparison import KINDS
+from chronomoe.report import charts, layer_tables, tables
 from chronomoe.report.claims import VERDICTS, Claim
 from chronomoe.report.tables import Evaluation, Table
 
@@ -28,13 +28,20 @@ REQUIRED = {
         "levels",
         "models",
     ),
-    "routes.json": ("model", "kind"),
-    "validation.json": ("model", "against", "domain", "loss", "against_loss", "difference", "low", "high"),
+    "recommendation.json": ("model", "kind", "error", "ratio", "low", "high", "near", "flops", "domains"),
+    "held_out.jsonl": ("model", "kind", "domain", "horizon", "metric", "value"),
     "expansion.json": ("layer", "after", "before", "validation", "kept"),
     "moe.json": ("block", "num_experts", "top_k", "load"),
 }
-"""By file, what each of its records has: its rows, or in moe.json the layers of each model."""
-LABELLED = (*tables.ROUTES, "generalist", "teacher", "average")
+"""By file, what each of its records has: its rows, the layers of each model, or a recommendation's candidates."""
+SPECIALISTS = ("single", "expert")
+"""Kinds whose many rows are folded away."""
+PLOTTED = tuple(kind for kind in KINDS if kind not in (*SPECIALISTS, "average"))
+"""Kinds in the plot of error against cost: models of one domain, off their domain, would stretch it."""
+
+
+MOST_FACTS = 4
+"""Errors at the top of the page."""
 
 
 def write_report(folder: Path) -> Path:
@@ -72,72 +79,65 @@ def _page(folder: Path, found: Evaluation) -> dict[str, Any]:
     claims = [Claim(**_known(claim)) for claim in _read(folder / "intervals.json") or []]
     costs = _read(folder / "efficiency.json") or []
     routing = _read(folder / "routing.json")
-    routes = _read(folder / "routes.json")
-    validation = _read(folder / "validation.json")
+    advice = _read(folder / "recommendation.json")
     growth = _read(folder / "expansion.json")
     curves = _read(folder / "curves.json") or {}
-    config = folder / "config.yaml"
+    config, unseen = folder / "config.yaml", folder / "held_out.jsonl"
+    held_out = tables.read_records(_read_lines(unseen)) if unseen.exists() else None
+    folded = tables.overall_table(found, found.horizons[0], costs, kinds=SPECIALISTS) if found.horizons else None
     return {
         "name": run.get("name") or folder.resolve().name,
         "horizons": sorted(set(found.horizons).union(*found.domains.values())),
         "domains": list(found.domains),
-        "models": [model for model in found.models if model != AVERAGE_SINGLE],
+        "models": found.models,
         "machine": run.get("machine") or {},
         "command": run.get("command"),
-        "facts": _facts(found, costs),
+        "facts": _facts(found, claims, costs),
         "claims": [(claim, claim.draw(claims)) for claim in claims],
         "verdicts": VERDICTS,
         "kinds": KINDS,
-        "overall": [tables.overall_table(found, horizon) for horizon in found.horizons],
-        "routes": route_tables.routes_table(routes, found) if routes else None,
-        "terms": route_tables.terms(routes["rows"]) if routes else "",
-        "validation": route_tables.validation_table(rows, found.kinds)
-        if validation and (rows := validation["rows"])
-        else None,
+        "advice": tables.recommendation_words(advice, costs) if advice and costs else None,
+        "validation": tables.validation_table(advice) if advice else None,
+        "overall": [
+            tables.overall_table(found, horizon, costs, kinds=[kind for kind in KINDS if kind not in SPECIALISTS])
+            for horizon in found.horizons
+        ],
+        "specialists": folded if folded and folded.rows else None,
+        "held_out": held_out and [tables.overall_table(held_out, horizon) for horizon in held_out.horizons],
+        "held_out_domains": list(held_out.domains) if held_out else [],
         "by_domain": _domain_tables(found),
         "routing": routing,
         "routing_table": tables.routing_table(routing) if routing else None,
-        "growth": route_tables.growth_table(growth) if growth else None,
+        "confidence": tables.confidence_table(routing["confidence"]) if routing and routing.get("confidence") else None,
+        "growth": layer_tables.growth_table(growth) if growth else None,
         "layers": layer_tables.model_layers(_read(folder / "moe.json") or {}),
         "entropies": [(name, chart) for name, curve in curves.items() if (chart := charts.entropy_chart(curve))],
         "depths": [layer_tables.ordinal(place) for place in range(1, _most_layers(curves) + 1)],
         "layer_colours": charts.LAYER_COLOURS,
-        "scatters": _scatters(found, costs),
-        "scatter_kinds": [kind for kind in KINDS if any(cost["kind"] == kind for cost in costs)],
+        "scatters": _scatters(found, costs, advice["model"] if advice else ""),
+        "scatter_kinds": [kind for kind in PLOTTED if any(cost["kind"] == kind for cost in costs)],
         "forecasts": [_forecast(forecast) for forecast in _read(folder / "forecasts.json") or []],
         "curves": [(name, charts.curve_chart(curve)) for name, curve in curves.items()],
-        "costs": tables.cost_table(costs) if costs else None,
+        "costs": tables.cost_table(costs) if any(cost.get("throughput") for cost in costs) else None,
         "times": tables.time_table(run["seconds"]) if run.get("seconds") else None,
         "config": config.read_text(encoding="utf-8") if config.exists() else None,
     }
 
 
-def _facts(found: Evaluation, costs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Return what a reader wants to know first: the name of the first route's model, then its numbers.
-
-    Of several models of a route, the first whose cost is known.
-    """
-    costed = {cost["model"] for cost in costs}
-    ours = [model for model in found.models if found.kinds[model] in tables.ROUTES]
-    if not ours:
+def _facts(found: Evaluation, claims: Sequence[Claim], costs: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return what a reader wants to know first: the name of the first route's model, then its numbers."""
+    main = next((model for model in found.models if found.kinds[model] in tables.ROUTES), None)
+    if main is None:
         return []
-    main = min(ours, key=lambda model: (tables.ROUTES.index(found.kinds[model]), model not in costed))
-    facts = []
-    cost = next((cost for cost in costs if cost["model"] == main), {})
-    teacher = next((cost for cost in costs if cost["kind"] == "teacher"), {})
-    scores = [("seasonal naive's WQL", found.overall(main))]
-    for kind in ("generalist", "teacher"):
-        rivals = [found.overall(model) for model in found.models if found.kinds[model] == kind]
-        if rivals:
-            which = "best " if len(rivals) > 1 else ""
-            scores.append((f"the {which}{kind}'s WQL", found.overall(main) / min(rivals)))
-    facts += [(f"{value:.3f}×", what) for what, value in scores if math.isfinite(value)]
-    if cost.get("throughput") and teacher.get("throughput"):
-        facts.append((f"{cost['throughput'] / teacher['throughput']:.1f}×", "the teacher's windows a second"))
-    if cost.get("active_parameters"):
-        active, every = (f"{cost[name] / 1e6:.1f} M" for name in ("active_parameters", "parameters"))
-        facts.append((active, f"active parameters of {every}"))
-    return [(main, "")] + facts
+    facts = [(f"{value:.3f}×", "seasonal naive's WQL")] if math.isfinite(value := found.overall(main)) else []
+    for claim in claims:
+        if claim.model == main and claim.metric == "WQL" and not claim.unseen and len(facts) < MOST_FACTS:
+            facts.append((f"{claim.ratio:.3f}×", f"the WQL of {claim.against}"))
+    facts += [(f"{claim.ratio:.1f}×", "the windows a second of upstream's teacher") for claim in claims[-1:]]
+    experts = next((cost.get("experts") for cost in costs if cost["model"] == main), None)
+    if experts is not None:
+        facts.append((f"{experts:.2f}", "experts a forecast, on average"))
+    return [(main, ""), *facts]
 
 
 def _most_layers(curves: Mapping[str, Mapping[str, Any]]) -> int:
@@ -154,15 +154,16 @@ def _domain_tables(found: Evaluation) -> list[tuple[int, Table, list[Table]]]:
     return [(horizon, first, rest) for horizon, (first, *rest) in zip(horizons, by_horizon, strict=True)]
 
 
-def _scatters(found: Evaluation, costs: Sequence[Mapping[str, Any]]) -> list[str]:
+def _scatters(found: Evaluation, costs: Sequence[Mapping[str, Any]], recommended: str) -> list[str]:
     drawn: list[str] = []
-    for name, title in (("latency_p50_ms", "Latency of one window, ms"), ("active_parameters", "Active parameters")):
+    for name, title, unit in (("flops", "GFLOPs a forecast", 1e9), ("latency_p50_ms", "Latency of one window, ms", 1)):
         points = [
-            charts.Point(cost["model"], cost["kind"], cost[name], y, cost["kind"] in LABELLED)
+            charts.Point(cost["model"], cost["kind"], cost[name] / unit, y, cost["model"] == recommended)
             for cost in costs
-            if cost.get(name) and cost["model"] in found.values and math.isfinite(y := found.overall(cost["model"]))
+            if cost.get(name) and cost["kind"] in PLOTTED and cost["model"] in found.values
+            if math.isfinite(y := found.overall(cost["model"]))
         ]
-        points.sort(key=lambda point: KINDS.index(point.kind))
+        points.sort(key=lambda point: (not point.marked, PLOTTED.index(point.kind)))
         if len(points) > 1:
             drawn.append(charts.scatter_chart(points, x_title=title, y_title="WQL relative to seasonal naive"))
     return drawn
@@ -179,13 +180,14 @@ def _forecast(forecast: dict[str, Any]) -> dict[str, Any]:
         "item_id": forecast["item_id"],
         "model": model,
         "teacher": teacher,
+        "worst": forecast.get("why") == "worst",
         "chosen": ", ".join(f"{expert} {gate:.2f}" for expert, gate in chosen),
         "chart": charts.forecast_chart(forecast, model=model, teacher=teacher),
     }
 
 
 def _known(claim: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: claim.get(name) for name in Claim.__dataclass_fields__}
+    return {name: claim[name] for name in Claim.__dataclass_fields__ if name in claim}
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
@@ -210,8 +212,8 @@ def _read(path: Path) -> Any:
 
 
 def _records(content: Any, path: Path) -> list[dict[str, Any]]:
-    if path.name in ("routes.json", "validation.json"):
-        content = content.get("rows") if isinstance(content, dict) else None
+    if path.name == "recommendation.json":
+        content = content.get("candidates") if isinstance(content, dict) else None
     elif path.name == "moe.json" and isinstance(content, dict):
         content = [layer for inside in content.values() for layer in inside["layers"]]
     if not isinstance(content, list):

@@ -7,14 +7,17 @@ from statistics import fmean
 from typing import Any
 
 from chronomoe.errors import InputError, nearest
-from chronomoe.evaluation.comparison import AVERAGE_SINGLE, KINDS
+from chronomoe.evaluation.comparison import KINDS
+from chronomoe.evaluation.metrics import ERRORS
 from chronomoe.report.charts import Number
 
 ROUTES = ("mixture", "upcycled", "expanded")
 """Kinds of models that the routes end with, route 1 first."""
 REFERENCES = ("teacher", "oracle")
 """Kinds that no small model is expected to beat: they are shown, but not ranked."""
-SHOWN_METRICS = ("WQL", "MASE", "MAE", "MSE", "MAPE", "SQL", "coverage80")
+SHOWN_METRICS = ("WQL", "SQL", "MASE", "MAE", "MSE", "MAPE", "coverage80", "bias")
+METRIC_NAMES = {"coverage80": "Coverage", "bias": "Bias"}
+GAP = "–"
 NOMINAL_COVERAGE = 0.8
 UNSHADED = 0.5  # a value this much worse than the best of its column has no shade left
 
@@ -88,7 +91,7 @@ class Evaluation:
 
 
 def read_records(records: Iterable[Mapping[str, Any]]) -> Evaluation:
-    """Collect evaluation records and add the mean of all ``single`` models as one more."""
+    """Collect evaluation records."""
     found = Evaluation()
     for record in records:
         model, kind = str(record["model"]), record["kind"]
@@ -102,31 +105,124 @@ def read_records(records: Iterable[Mapping[str, Any]]) -> Evaluation:
                 f"evaluation records name model {model!r} twice for {key} or with two kinds; evaluate again"
             )
         found.values[model][key] = math.nan if record["value"] is None else float(record["value"])
-    singles = [model for model in found.models if found.kinds[model] == "single"]
-    if len(singles) > 1 and AVERAGE_SINGLE not in found.values:
-        keys = [key for key in found.values[singles[0]] if all(key in found.values[model] for model in singles)]
-        mean = {key: fmean(found.values[model][key] for model in singles) for key in keys}
-        before = {model: found.values.pop(model) for model in list(found.values)}
-        found.values.update({AVERAGE_SINGLE: mean, **before})  # first of its kind
-        found.kinds[AVERAGE_SINGLE] = "single"
     return found
 
 
-def overall_table(found: Evaluation, horizon: int) -> Table:
-    """Accuracy relative to seasonal naive, one row per model."""
+def overall_table(
+    found: Evaluation, horizon: int, costs: Sequence[Mapping[str, Any]] = (), *, kinds: Sequence[str] = KINDS
+) -> Table:
+    """Accuracy relative to seasonal naive and what it takes, one row per model."""
     metrics = [
         name for name in SHOWN_METRICS if any(("overall", horizon, name) in found.values[m] for m in found.values)
     ]
-    columns = [_column(found, ("overall", horizon, metric)) for metric in metrics]
+    cost = {row["model"]: row for row in costs}
+    shown = [column for column in TAKEN if any(row.get(column[1]) is not None for row in costs)]
+    columns: list[Mapping[str, Cell]] = [
+        {model: _cost_cell(cost.get(model, {}), name, text) for model in found.models} for _, name, text in shown
+    ]
+    columns += [_column(found, ("overall", horizon, metric)) for metric in metrics]
+    rows = [row for row in _model_rows(found, columns) if row.kind in kinds]
+    note = "Geometric mean over domains of each metric divided by seasonal naive's: below 1 is better than seasonal "
+    note += (
+        "naive. Coverage (of the 80% band) and bias (forecast minus target, over the target's size) are plain means. "
+    )
+    note += "Bold: best apart from the teacher and the oracle."
+    if shown:
+        note += (
+            " Experts: models that run for one forecast, on average over test windows; active parameters and GFLOPs "
+        )
+        note += "are counted at it. Training: share of the budget of training operations, with all that a row was made "
+        note += (
+            "from; core-s: time its training took times threads, without the teacher's soft targets, which all share."
+        )
     return Table(
         title=f"Horizon {horizon}",
-        columns=["Coverage of 80%" if name == "coverage80" else name for name in metrics],
-        rows=_model_rows(found, columns),
-        note="Geometric mean over domains of each metric divided by seasonal naive's: below 1 is better than seasonal "
-        "naive. Coverage is the plain mean share of steps inside the 80% band. Bold: best apart from the teacher and "
-        "the oracle."
-        + (f" “{AVERAGE_SINGLE}” is the mean of the single rows." if AVERAGE_SINGLE in found.values else ""),
+        columns=[*(column[0] for column in shown), *(METRIC_NAMES.get(name, name) for name in metrics)],
+        rows=rows,
+        note=note,
     )
+
+
+TAKEN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("Experts", "experts", lambda value: f"{value:.2f}"),
+    ("Active", "active_parameters", lambda value: f"{value / 1e6:.2f} M"),
+    ("GFLOPs", "flops", lambda value: f"{value / 1e9:.3f}"),
+    ("Training", "training", lambda value: f"{value:.0%}"),
+    ("Core-s", "core_seconds", lambda value: f"{value:,.0f}"),
+)
+"""What stands beside an error, so that a reader sees how equal a comparison is."""
+
+
+def _cost_cell(cost: Mapping[str, Any], name: str, text: Callable[[float], str]) -> Cell:
+    return Cell(GAP if cost.get(name) is None else text(float(cost[name])))
+
+
+def validation_table(found: Mapping[str, Any]) -> Table:
+    """What the recommendation was chosen from."""
+    rows = []
+    for one in found["candidates"]:
+        picked = one["model"] == found["model"]
+        ratio = Cell("1") if one["model"] == found["best"] else estimate(one["ratio"], one["low"], one["high"])
+        cells = [Cell(f"{one['error']:.3f}", best=picked), ratio, Cell("yes" if one["near"] else "no")]
+        cells += [Cell(f"{one['flops'] / 1e9:.3f}"), *(Cell(f"{value:.3f}") for value in one["domains"].values())]
+        rows.append(Row(one["model"], cells, one["kind"]))
+    domains = list(found["candidates"][0]["domains"])
+    return Table(
+        title="Candidates on validation windows",
+        columns=[found["metric"], "Ratio to the best", "Within noise", "GFLOPs", *domains],
+        rows=rows,
+        note=f"{found['metric']} relative to seasonal naive on validation windows; less is better. Ratio: with a 95% "
+        "interval by paired bootstrap. Within noise: within one standard error of the best. Bold: recommended.",
+    )
+
+
+def recommendation_words(found: Mapping[str, Any], costs: Sequence[Mapping[str, Any]]) -> str:
+    """Say in plain words what to deploy, why, and how sure that is."""
+    cost = next(row for row in costs if row["model"] == found["model"])
+    words = f"Deploy {found['model']}: it is {found['rule']}. Expect {found['error']:.3f} of seasonal naive's "
+    words += f"{found['metric']} ({found['low']:.3f} to {found['high']:.3f} on validation windows) for "
+    words += (
+        f"{found['flops'] / 1e9:.3f} GFLOPs and {cost['active_parameters'] / 1e6:.2f} M active parameters a forecast."
+    )
+    if found["rival"] != found["model"]:
+        words += f" In {found['sure']:.0%} of bootstrap draws it is no worse than {found['rival']}, the best other."
+    return words + " No test window had a say. The checkpoint is in recommended/."
+
+
+def confidence_table(bins: Sequence[Mapping[str, Number]]) -> Table:
+    """How right the router is when it is sure."""
+    rows = [
+        Row(
+            f"{part['low']:.2f} to {part['high']:.2f}",
+            [
+                Cell(f"{part['windows']:,}"),
+                Cell(f"{part['SQL']:.3f}"),
+                Cell(f"{part['best_SQL']:.3f}"),
+                Cell(f"{part['SQL'] / part['best_SQL'] - 1:.1%}" if part["best_SQL"] else GAP),
+            ],
+        )
+        for part in bins
+    ]
+    return Table(
+        title="Router confidence against error",
+        head="Confidence",
+        columns=["Windows", "SQL", "Best expert in hindsight", "Left to gain"],
+        rows=rows,
+        note="Confidence: probability of the most probable expert; windows ranked by it and cut into equal parts. SQL: "
+        "quantile loss scaled by the seasonal error, the same unit in every domain. A router that knows when it is "
+        "wrong leaves more to gain at the top than at the bottom.",
+    )
+
+
+def estimate(value: Number, low: Number, high: Number, *, even: Number = 1, form: str = "{:.3f}") -> Cell:
+    """Write an estimate with its interval, marked where the interval excludes ``even``; less is better."""
+    span = f"{signed(form, low)} to {signed(form, high)}"
+    return Cell(signed(form, value), best=high < even, worse=low > even, span=span)
+
+
+def signed(form: str, value: Number) -> str:
+    """Write a number with a true minus sign."""
+    return form.format(value).replace("-", "−")
 
 
 def domain_table(found: Evaluation, horizon: int, metric: str) -> Table:
@@ -145,7 +241,7 @@ def domain_table(found: Evaluation, horizon: int, metric: str) -> Table:
 def domain_metrics(found: Evaluation) -> list[str]:
     """Metrics that were recorded by domain, errors only."""
     recorded = {metric for values in found.values.values() for domain, _, metric in values if domain != "overall"}
-    return [metric for metric in SHOWN_METRICS if metric in recorded and metric != "coverage80"]
+    return [metric for metric in SHOWN_METRICS if metric in recorded and metric in ERRORS]
 
 
 def routing_table(routing: Mapping[str, Any]) -> Table:
@@ -157,11 +253,11 @@ def routing_table(routing: Mapping[str, Any]) -> Table:
             Cell(f"{share:.0%} ({gate:.2f})", best=share == most, shade=share)
             for share, gate in zip(used["share"], used["gate"], strict=True)
         ]
-        rows.append(Row(domain, [*cells, Cell(f"{used['entropy']:.2f}")]))
+        rows.append(Row(domain, [*cells, Cell(f"{used['experts']:.2f}"), Cell(f"{used['entropy']:.2f}")]))
     return Table(
         title="Routing",
         head="Domain",
-        columns=[*routing["experts"], "Router entropy"],
+        columns=[*routing["experts"], "Experts a window", "Router entropy"],
         rows=rows,
         note="Share of a domain's choices that fall on an expert, and its mean gate. Router entropy: 0 when the router "
         "is sure, 1 when all experts are equally probable.",
@@ -169,25 +265,25 @@ def routing_table(routing: Mapping[str, Any]) -> Table:
 
 
 COSTS: tuple[tuple[str, str, Callable[[float], str], bool], ...] = (
-    ("Parameters", "parameters", lambda value: f"{value / 1e6:.2f} M", False),
-    ("Active", "active_parameters", lambda value: f"{value / 1e6:.2f} M", False),
-    ("GFLOPs", "flops", lambda value: f"{value / 1e9:.3f}", False),
     ("p50, ms", "latency_p50_ms", lambda value: f"{value:.1f}", False),
     ("p95, ms", "latency_p95_ms", lambda value: f"{value:.1f}", False),
     ("Windows/s", "throughput", lambda value: f"{value:,.1f}", True),
-    ("Disk, MB", "checkpoint_mb", lambda value: f"{value:.1f}", False),
+    ("Memory, MB", "memory_mb", lambda value: f"{value:,.1f}", False),
+    ("Disk, MB", "checkpoint_mb", lambda value: f"{value:,.1f}", False),
+    ("Parameters", "parameters", lambda value: f"{value / 1e6:.2f} M", False),
 )
 
 
 def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
     """Cost of each model; throughput also as a multiple of the teacher's."""
+    costs = [cost for cost in costs if cost.get("throughput")]
     ordered = sorted(costs, key=lambda cost: KINDS.index(cost["kind"]))
     shown = [column for column in COSTS if any(cost.get(column[1]) is not None for cost in costs)]
     base = next((cost["throughput"] for cost in costs if cost["kind"] == "teacher" and cost.get("throughput")), None)
     columns = [_cost_column(ordered, name, text, more=more) for _, name, text, more in shown]
     if base:
         columns.append(
-            [Cell(f"{cost['throughput'] / base:.1f}×" if cost.get("throughput") else "–") for cost in ordered]
+            [Cell(f"{cost['throughput'] / base:.1f}×" if cost.get("throughput") else GAP) for cost in ordered]
         )
     measured = {(cost.get("threads"), cost.get("batch_size")) for cost in costs}
     threads, batch = measured.pop() if len(measured) == 1 else ("several", "several sizes")
@@ -195,8 +291,9 @@ def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
         title="Cost",
         columns=[column[0] for column in shown] + (["× teacher"] if base else []),
         rows=[Row(cost["model"], [column[i] for column in columns], cost["kind"]) for i, cost in enumerate(ordered)],
-        note="Active: parameters that one forecast uses. GFLOPs and latency (p50, p95): of one window. Windows/s: in "
-        f"batches of {batch}, and as a multiple of the teacher's. Threads: {threads}. Bold: best of the column.",
+        note=f"Latency (p50, p95): of one test window. Windows/s: in batches of {batch}, and as a multiple of the "
+        "teacher's. Memory: weights and the most that tensors take while a batch is forecast. Disk and parameters: of "
+        f"a whole checkpoint. Threads: {threads}. Bold: best of the column.",
     )
 
 
@@ -205,7 +302,7 @@ def _cost_column(
 ) -> list[Cell]:
     known = [float(cost[name]) for cost in costs if cost.get(name) is not None]
     best = text(max(known) if more else min(known))
-    written = ["–" if cost.get(name) is None else text(float(cost[name])) for cost in costs]
+    written = [GAP if cost.get(name) is None else text(float(cost[name])) for cost in costs]
     return [Cell(value, best=value == best) for value in written]
 
 
@@ -228,7 +325,7 @@ def duration(seconds: Number) -> str:
 def number(value: Number) -> str:
     """Write a metric's value with about four figures."""
     if not math.isfinite(value):
-        return "–"
+        return GAP
     limits = ((1000, 0), (100, 1), (10, 2), (1, 3), (0.001, 4))
     places = next((places for limit, places in limits if abs(value) >= limit), None)
     return f"{value:,.{places}f}" if places is not None else f"{value:.2e}" if value else "0"
@@ -236,22 +333,21 @@ def number(value: Number) -> str:
 
 def _model_rows(found: Evaluation, columns: Sequence[Mapping[str, Cell]]) -> list[Row]:
     rows = [Row(model, [column[model] for column in columns], found.kinds[model]) for model in found.models]
-    return [row for row in rows if any(cell.text != "–" for cell in row.cells)]
+    return [row for row in rows if any(cell.text != GAP for cell in row.cells)]
 
 
 def _column(found: Evaluation, key: Key, *, shaded: bool = False) -> dict[str, Cell]:
     values = {model: found.values[model].get(key, math.nan) for model in found.models}
-    coverage, overall = key[2] == "coverage80", key[0] == "overall"
-    write = (lambda value: f"{value:.1%}") if coverage else (lambda value: f"{value:.3f}") if overall else number
-    off = {
-        m: abs(value - NOMINAL_COVERAGE) if coverage else value for m, value in values.items() if math.isfinite(value)
-    }
+    share, overall = key[2] not in ERRORS, key[0] == "overall"
+    nominal = NOMINAL_COVERAGE if key[2] == "coverage80" else 0.0
+    write = (lambda value: signed("{:.1%}", value)) if share else (lambda value: f"{value:.3f}") if overall else number
+    off = {m: abs(value - nominal) if share else value for m, value in values.items() if math.isfinite(value)}
     ranked = [off[model] for model in off if found.kinds[model] not in REFERENCES]
     best, least = min(ranked, default=math.nan), min(off.values(), default=math.nan)
     cells = {}
     for model, value in values.items():
         if (gap := off.get(model)) is None:
-            cells[model] = Cell("–")
+            cells[model] = Cell(GAP)
         else:
             shade = max(0.0, 1 - (gap / least - 1) / UNSHADED) if shaded and least > 0 else None
             cells[model] = Cell(write(value), best=found.kinds[model] not in REFERENCES and gap == best, shade=shade)
