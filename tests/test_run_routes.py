@@ -18,25 +18,11 @@ from chronomoe.pipeline import load_teacher
 from chronomoe.run import ROUTE_RESULTS, run
 from chronomoe.stages.setup import Setup
 from chronomoe.stages.sparse import expanding_plan, upcycling_plan
-
-LAYERS = {"num_experts": 4, "top_k": 2, "granularity": 2, "noise": 0.1}
-ROUTES = {
-    "routes": ["upcycle", "expand"],
-    "upcycling": {"teacher_share": 0.2, "dense_share": 0.4, "layers": LAYERS},
-    "expanding": {"probe_steps": 1, "max_layers": 1, "base_share": 0.6},
-}
+from tiny_run import LAYERS, ROUTES
 
 
 def quiet():
     return Console(file=StringIO())
-
-
-@pytest.fixture(scope="module")
-def grown_run(make_recipe, tmp_path_factory):
-    """Folder of a finished tiny run of routes 2 and 3; not to be changed."""
-    folder = tmp_path_factory.mktemp("routes") / "tiny"
-    run(make_recipe(**ROUTES), folder, console=quiet())
-    return folder
 
 
 def read(folder, name):

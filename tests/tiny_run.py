@@ -13,6 +13,13 @@ from chronomoe.pipeline import ChronoMoEPipeline
 from chronomoe.recipe import RunConfig, dump, parse
 from chronomoe.run import run
 
+LAYERS = {"num_experts": 4, "top_k": 2, "granularity": 2, "noise": 0.1}
+ROUTES = {
+    "routes": ["upcycle", "expand"],
+    "upcycling": {"teacher_share": 0.2, "dense_share": 0.4, "layers": LAYERS},
+    "expanding": {"probe_steps": 1, "max_layers": 1, "base_share": 0.6},
+}
+
 
 @pytest.fixture(scope="session")
 def processes():
@@ -89,6 +96,14 @@ def finished_run(make_recipe, tmp_path_factory):
     """Folder of a finished tiny run; not to be changed."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     run(make_recipe(), folder, console=Console(quiet=True))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grown_run(make_recipe, tmp_path_factory):
+    """Folder of a finished tiny run of routes 2 and 3; not to be changed."""
+    folder = tmp_path_factory.mktemp("routes") / "tiny"
+    run(make_recipe(**ROUTES), folder, console=Console(quiet=True))
     return folder
 
 

@@ -1,28 +1,30 @@
-import json
 import math
 import re
 
-import numpy as np
 import pytest
 
 from chronomoe.report.charts import curve_chart, entropy_chart
-from chronomoe.report.layer_tables import layer_table, model_layers, ordinal
+from chronomoe.report.layer_tables import growth_table, layer_table, model_layers, ordinal
 from chronomoe.report.page import write_report
-from report_run import DOMAINS, EXPERTS, PLACES, add_routes, make_layers, make_moe_curve, make_run, read, write
+from report_reader import load, read, results_of, write
 
 LAYER = {"block": 3, "num_experts": 4, "top_k": 1, "load": [0.25, 0.5, 0.2, 0.05], "entropy": 0.8}
 
 
 @pytest.fixture
-def run_folder(tmp_path):
-    make_run(tmp_path)
-    add_routes(tmp_path)
-    return tmp_path
+def run_folder(grown_run, tmp_path):
+    """The results of a tiny run of routes 2 and 3, free to be changed, in which both have MoE layers."""
+    folder = results_of(grown_run, tmp_path / "grown")
+    moe = load(folder / "moe.json")
+    first = moe["upcycled"]["layers"][0]
+    write(folder / "moe.json", {"upcycled": moe["upcycled"], "expanded": {"layers": [first], "least_share": 1.0}})
+    return folder
 
 
 @pytest.fixture
-def curve():
-    return make_moe_curve(np.random.default_rng(0), 3, 8)
+def curve(grown_run):
+    """The curve of a student with two MoE layers of four experts."""
+    return load(grown_run / "curves.json")["upcycled"]
 
 
 def section(page):
@@ -41,7 +43,7 @@ def lines(chart):
 
 def test_shares_of_the_tables_are_those_of_the_file(run_folder):
     tables = [table for table in read(write_report(run_folder)).tables if table[0][0] == "Tokens"]
-    moe = json.loads((run_folder / "moe.json").read_text())
+    moe = load(run_folder / "moe.json")
     layers = [layer for inside in moe.values() for layer in inside["layers"]]
     for table, layer in zip(tables, layers, strict=True):
         assert table[0][1:] == [f"E{expert}" for expert in range(layer["num_experts"])]
@@ -52,12 +54,14 @@ def test_shares_of_the_tables_are_those_of_the_file(run_folder):
 
 
 def test_rows_are_all_tokens_then_domains_then_positions():
-    layer = make_layers(np.random.default_rng(0), 4, 1, (2,))["layers"][0]
-    assert [row.name for row in layer_table(layer, depth=0).rows] == ["all tokens", *DOMAINS, *PLACES]
-    del layer["positions"]["register"]
-    assert "register" not in [row.name for row in layer_table(layer, depth=0).rows]
-    del layer["positions"], layer["domains"]
-    assert [row.name for row in layer_table(layer, depth=0).rows] == ["all tokens"]
+    parts = {"domains": {"web": [0.25] * 4}, "positions": {"register": [0.25] * 4, "forecast": [0.25] * 4}}
+    assert [row.name for row in layer_table(LAYER | parts, depth=0).rows] == [
+        "all tokens",
+        "web",
+        "register",
+        "forecast",
+    ]
+    assert [row.name for row in layer_table(LAYER, depth=0).rows] == ["all tokens"]
 
 
 def test_the_title_says_where_a_layer_stands_and_what_it_does():
@@ -97,8 +101,8 @@ def test_the_least_share_is_found_where_the_file_does_not_say():
 
 
 def test_a_dead_expert_is_shown_as_plainly_as_none(run_folder):
-    moe = json.loads((run_folder / "moe.json").read_text())
-    moe["expanded"]["least_share"] = 0.1
+    moe = load(run_folder / "moe.json")
+    moe["upcycled"]["least_share"], moe["expanded"]["least_share"] = 0.9, 0.1
     write(run_folder / "moe.json", moe)
     chips = re.findall(r"<h3>(\w+) <span class=\"chip ([\w-]+)\">([\w ]+)<", section(write_report(run_folder)))
     assert chips == [("upcycled", "met", "No dead expert"), ("expanded", "not-met", "Dead expert")]
@@ -107,18 +111,18 @@ def test_a_dead_expert_is_shown_as_plainly_as_none(run_folder):
 def test_layers_after_the_first_are_folded_away(run_folder):
     text = section(write_report(run_folder))
     open_parts = re.sub(r"<details>.*?</details>", "", text, flags=re.S)
-    assert open_parts.count("<table") == len(EXPERTS)
-    assert text.count("<table") == sum(len(blocks) for _, _, blocks in EXPERTS.values())
-    assert text.count("<details>") == sum(len(blocks) > 1 for _, _, blocks in EXPERTS.values())
+    assert open_parts.count("<table") == 2
+    assert text.count("<table") == 3
+    assert text.count("<details>") == 1
 
 
 def test_without_files_there_is_no_section(run_folder):
-    curves = json.loads((run_folder / "curves.json").read_text())
+    curves = load(run_folder / "curves.json")
     (run_folder / "moe.json").unlink()
     text = section(write_report(run_folder))
     assert "<table" not in text
     assert "Router entropy over training" in text
-    write(run_folder / "curves.json", {name: curves[name] for name in ("generalist", "router")})
+    write(run_folder / "curves.json", {"generalist-full": curves["generalist-full"]})
     assert not section(write_report(run_folder))
     assert 'href="#layers"' not in (run_folder / "report.html").read_text()
     write(run_folder / "moe.json", {})
@@ -126,7 +130,7 @@ def test_without_files_there_is_no_section(run_folder):
 
 
 def test_a_model_that_kept_no_layer_is_left_out(run_folder):
-    moe = json.loads((run_folder / "moe.json").read_text())
+    moe = load(run_folder / "moe.json")
     write(run_folder / "moe.json", {"upcycled": moe["upcycled"], "expanded": {"layers": [], "least_share": 1.0}})
     text = section(write_report(run_folder))
     assert "<h3>upcycled" in text
@@ -153,7 +157,7 @@ def test_entropy_is_relative_to_that_of_even_experts(curve):
 
 
 def test_each_layer_has_its_line(curve):
-    assert list(lines(entropy_chart(curve))) == [f"layer layer-{layer}" for layer in range(3)]
+    assert list(lines(entropy_chart(curve))) == [f"layer layer-{layer}" for layer in range(2)]
 
 
 def test_an_entropy_that_is_not_known_leaves_a_gap(curve):
@@ -170,3 +174,32 @@ def test_a_curve_of_a_dense_model_has_no_entropy_chart(curve, missing):
 def test_loss_curves_do_not_mind_what_moe_layers_add(curve):
     plain = {name: curve[name] for name in ("step", "loss", "eval_step", "eval_loss")}
     assert curve_chart(curve) == curve_chart(plain)
+
+
+PROBES = [{"after": place, "validation": 0.4213 - 0.003 * place} for place in range(3)]
+GROWTH = [
+    {"layer": 0, "after": 2, "probes": PROBES, "before": 0.4302, "validation": 0.4102, "kept": True, "steps": 1200},
+    {"layer": 1, "after": 0, "probes": PROBES, "before": 0.4102, "validation": 0.4111, "kept": False, "steps": 1200},
+]
+
+
+def test_the_path_of_growth_marks_the_place_chosen_and_what_was_kept():
+    kept, left = growth_table(GROWTH).rows
+    assert [cell.text for cell in kept.cells] == [
+        *("block 2", "0.4302", "0.4102", "−4.65%", "kept", "1,200"),
+        *("0.4213", "0.4183", "0.4153"),
+    ]
+    assert [cell.best for cell in kept.cells[3:]] == [True, True, False, False, False, True]
+    assert left.cells[4].text == "left out"
+    assert [cell.best for cell in left.cells[3:]] == [False, False, False, True, False, False]
+
+
+def test_growth_without_a_choice_of_places_has_no_probes():
+    found = growth_table([GROWTH[0] | {"probes": []}])
+    assert not [column for column in found.columns if column.startswith("Probe")]
+    assert "Probe" not in found.note
+
+
+def test_an_expansion_that_tried_nothing_has_no_section(run_folder):
+    write(run_folder / "expansion.json", [])
+    assert 'id="growth"' not in write_report(run_folder).read_text()
