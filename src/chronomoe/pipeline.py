@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from chronomoe.checkpoints.card import model_card
-from chronomoe.checkpoints.finding import ACCEPTED, HUB_OPTIONS, architecture, find_checkpoint
+from chronomoe.checkpoints.checking import FORMAT, check_checkpoint
+from chronomoe.checkpoints.finding import ACCEPTED, HUB_OPTIONS, architecture, find_checkpoint, read_config
 from chronomoe.checkpoints.writing import PUSH_OPTIONS, push_folder, whole_folder
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import use_exact_group_attention
@@ -77,11 +78,15 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
                 often stored in bfloat16 to be small, and many CPUs compute slowly in it. "auto" keeps what is stored.
 
         Raises:
-            InputError: there is no such checkpoint, its weights are missing or do not fit its configuration, or it is
-                of another architecture.
+            InputError: there is no such checkpoint, its weights are missing, cut short or do not fit its
+                configuration, or it is of another architecture or a newer format. Only safetensors are read, and no
+                code of a checkpoint is run.
         """
         old_name, dtype = kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None)
         kwargs["dtype"] = _parse_dtype(dtype or old_name or torch.float32)
+        if kwargs.pop("trust_remote_code", False):
+            raise InputError("no code from a checkpoint is run; leave out trust_remote_code")
+        kwargs.pop("use_safetensors", None)
         hub_options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
         name = find_checkpoint(
             pretrained_model_name_or_path, subfolder=kwargs.get("subfolder", ""), force_s3_download=force_s3_download
@@ -89,22 +94,13 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         try:
             if find_adapter_config_file(name, **hub_options) is not None:
                 return super().from_pretrained(name, *args, **kwargs)  # type: ignore[no-any-return]
-            kind = architecture(name, hub_options)
-            kwargs["ignore_mismatched_sizes"] = True  # they come back in the report, and are refused below
-            model, report = kind.from_pretrained(name, *args, output_loading_info=True, **kwargs)
+            values = read_config(name, hub_options)
+            kind = architecture(name, values)
+            check_checkpoint(name, kind, values, hub_options, variant=kwargs.get("variant"))
+            model = kind.from_pretrained(name, *args, use_safetensors=True, **kwargs)
         except (OSError, ImportError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"cannot load {name!r}; accepted are {ACCEPTED}: {reason}") from error
-        for kind_of_fault, keys in (
-            ("missing", report["missing_keys"]),
-            ("of another shape", [key for key, *_ in report["mismatched_keys"]]),
-            ("of blocks that it has not", [key for key in report["unexpected_keys"] if "encoder.block." in key]),
-        ):
-            if keys:
-                raise InputError(
-                    f"the weights in {name!r} are not those of its config.json: {len(keys)} are {kind_of_fault}, "
-                    f"such as {min(keys)!r}; save the model again"
-                )
         return cls(model)
 
     def save_pretrained(
@@ -124,6 +120,8 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         """
         folder = Path(save_directory).expanduser().resolve()
         to_hub = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
+        if isinstance(self.model, DistilledMoE | SparseChronos2Model):
+            self.model.config.chronomoe_format = FORMAT
         with whole_folder(folder) as scratch:
             self.model.save_pretrained(scratch, *args, **kwargs)
             card = model_card(self.model, name=folder.name, sections=sections)

@@ -1,14 +1,14 @@
 """Finding a checkpoint by its name, and telling what it holds."""
 
+import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import chronos.chronos2
-from chronos.chronos2.config import Chronos2ForecastingConfig
 from transformers import PreTrainedModel
-from transformers.configuration_utils import PretrainedConfig
+from transformers.utils.hub import cached_file
 
 from chronomoe.errors import InputError, extra, nearest
 
@@ -16,7 +16,7 @@ ACCEPTED = "a hub id (owner/name), a folder, an s3:// URL or 'tiny'"
 SHIPPED = ("tiny",)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 ADAPTER = "adapter_config.json"
-WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "adapter_model.bin")
+WEIGHTS = "*.safetensors"
 
 
 def find_checkpoint(name: str | Path, *, subfolder: str = "", force_s3_download: bool = False) -> str:
@@ -55,11 +55,23 @@ def _check_folder(folder: Path, *, name: str) -> None:
         raise InputError(f"a checkpoint is a folder, {name!r} is a file; pass the folder that holds config.json")
     if not (folder / "config.json").is_file() and not (folder / ADAPTER).is_file():
         raise InputError(f"no checkpoint in {name!r}: the folder has no config.json")
-    if not any(next(folder.glob(pattern), None) for pattern in WEIGHTS):
+    for path in folder.iterdir():
+        if not _stays_inside(path, folder.resolve()):
+            raise InputError(
+                f"the checkpoint {name!r} is refused: its {path.name} is a link to {path.resolve()}; copy it"
+            )
+    if next(folder.glob(WEIGHTS), None) is None:
         raise InputError(
-            f"the checkpoint {name!r} has no weights: the folder has no model.safetensors or pytorch_model.bin; "
-            "save the model again, or download all of it"
+            f"the checkpoint {name!r} has no weights: the folder has no model.safetensors, which is the only form "
+            "loaded; save the model again, or download all of it"
         )
+
+
+def _stays_inside(path: Path, folder: Path) -> bool:
+    """Whether a file lies in its folder; the hub's cache keeps what its snapshots link to in ``blobs``."""
+    target = path.resolve()
+    blobs = folder.parent.parent / "blobs"
+    return target.is_relative_to(folder) or (folder.parent.name == "snapshots" and target.is_relative_to(blobs))
 
 
 def _download_from_s3(url: str, *, force: bool) -> Path:
@@ -74,53 +86,69 @@ def _download_from_s3(url: str, *, force: bool) -> Path:
         raise InputError(f"{url!r} cannot be read from S3: {error}") from error
 
 
-def architecture(name: str, hub_options: dict[str, Any]) -> type[PreTrainedModel]:
-    """Return the model class that the checkpoint's ``config.json`` names.
+def read_config(name: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint's ``config.json``.
+
+    Args:
+        name: a hub id or a folder.
+        options: of ``from_pretrained``; those of the hub are used.
+
+    Raises:
+        OSError: there is none, or the hub cannot be reached.
+        InputError: it is no JSON object.
+    """
+    file = cached_file(name, "config.json", **{key: options[key] for key in HUB_OPTIONS if key in options})
+    try:
+        values = json.loads(Path(str(file)).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"cannot load {str(name)!r}: its config.json is not a valid JSON file: {error}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"cannot load {str(name)!r}: its config.json holds a {type(values).__name__}, not an object")
+    return values
+
+
+def architecture(name: str, values: Mapping[str, Any]) -> type[PreTrainedModel]:
+    """Return the model class that the ``config.json`` of a checkpoint names.
 
     Raises:
         InputError: it names none, or one that is neither Chronos-2 nor ours.
     """
-    values, _ = PretrainedConfig.get_config_dict(name, **hub_options)
     known = {
         key: value
         for key, value in vars(chronos.chronos2).items()
         if isinstance(value, type) and issubclass(value, PreTrainedModel)
     }
-    names = values.get("architectures") or []
-    if not names:
+    wanted = _first_architecture(values)
+    if wanted is None:
         raise InputError(
             f"{name!r} is not a Chronos-2 checkpoint: its config.json names no architecture "
             f"(model_type {values.get('model_type')!r}); accepted are {', '.join(known)}"
         )
-    if names[0] not in known:
+    if wanted not in known:
         raise InputError(
-            f"{name!r} is not a Chronos-2 checkpoint: unknown architecture {names[0]!r}. "
-            f"Available: {', '.join(known)}.{nearest(names[0], known)}"
+            f"{name!r} is not a Chronos-2 checkpoint: unknown architecture {wanted!r}. "
+            f"Available: {', '.join(known)}.{nearest(wanted, known)}"
         )
     if "chronos_config" not in values:
         raise InputError(f"{name!r} is not a Chronos-2 checkpoint: its config.json has no chronos_config")
-    try:
-        Chronos2ForecastingConfig(**values["chronos_config"])
-    except TypeError as error:
-        reason = str(error).removeprefix("Chronos2ForecastingConfig.__init__() ")
-        raise InputError(f"the chronos_config in the config.json of {name!r} does not fit: {reason}") from None
-    return known[names[0]]
+    return known[wanted]
 
 
 def named_architecture(name: Any, options: Mapping[str, Any]) -> str | None:
-    """Return the architecture that a checkpoint's ``config.json`` names; None where there is none to read.
+    """Return the architecture that a checkpoint names; None where there is none to read, or only after a download.
 
     Args:
-        name: a hub id or a folder; what an ``s3://`` URL holds is known after the download.
+        name: a hub id, a folder or an ``s3://`` URL.
         options: of ``from_pretrained``; those of the hub are used.
     """
     if str(name).startswith("s3://"):
         return None
     try:
-        values, _ = PretrainedConfig.get_config_dict(
-            name, **{key: options[key] for key in HUB_OPTIONS if key in options}
-        )
-    except OSError:
+        return _first_architecture(read_config(name, options))
+    except (OSError, InputError):
         return None
+
+
+def _first_architecture(values: Mapping[str, Any]) -> str | None:
     names = values.get("architectures")
-    return str(names[0]) if names else None
+    return str(names[0]) if isinstance(names, list) and names else None
