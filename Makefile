@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
 
-.PHONY: demo routes test wheel lint bench report figures install
+.PHONY: demo routes test fuzz wheel lint bench report figures install
 
 install: $(STAMP)
 
@@ -22,6 +22,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadgroup
+
+# 5,000 drawn inputs in all; the tests draw a few hundred.
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 FUZZ_EXAMPLES=560 $(BIN)/python -m pytest tests/fuzz
 
 wheel: $(STAMP)
 	rm -rf dist

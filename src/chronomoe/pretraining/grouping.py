@@ -24,7 +24,7 @@ class Driving:
     drive_share: float = 0.75
     """Covariates with an effect."""
     linear_share: float = 0.0
-    """Effects that are surely proportional to the covariate; the others are of any kind, that one included."""
+    """Effects that are always proportional to the covariate; the others are of any kind, including that one."""
     strength: tuple[float, float] = (0.3, 6.0)
     """Spread of all effects together, in spreads of the target without them; drawn evenly on a log scale."""
 
