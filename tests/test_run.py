@@ -239,3 +239,23 @@ def test_domains_of_the_same_name_are_refused(make_recipe, series_files, tmp_pat
 def test_a_dumped_configuration_is_a_recipe(make_recipe, tmp_path):
     (tmp_path / "mine.yaml").write_text(dump(make_recipe()))
     assert load_recipe(str(tmp_path / "mine.yaml")) == make_recipe()
+
+
+def test_held_out_domains_are_tested_on_and_trained_on_by_nothing(make_recipe, make_frame, tmp_path):
+    make_frame(2, 300, seed=5).to_csv(tmp_path / "solar.csv", index=False)
+    recipe = make_recipe(budget=FEW, held_out=[{"data": str(tmp_path / "solar.csv")}])
+    folder = tmp_path / "run"
+    run(recipe, folder, console=Console(file=StringIO()))
+    unseen = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    assert {record["domain"] for record in unseen} == {"solar", "overall"}
+    assert {"mixture", "average single", "average expert", "generalist-full"} <= {record["model"] for record in unseen}
+    assert "solar" not in {record["domain"] for record in records(folder)}
+    claims = json.loads((folder / "intervals.json").read_text())
+    assert "average single" in {claim["against"] for claim in claims if claim["unseen"]}
+    assert "Nothing was trained or chosen on solar." in (folder / "report.md").read_text()
+
+
+def test_a_held_out_domain_of_a_trained_name_is_refused(make_recipe, series_files, tmp_path):
+    held_out = [{"data": str(series_files["power"])}]
+    with pytest.raises(InputError, match="every domain needs a name of its own"):
+        run(make_recipe(held_out=held_out), tmp_path / "run", console=Console(file=StringIO()))

@@ -25,7 +25,6 @@ def figures(run: Path, routes: Path, speed: dict[str, Any], router: dict[str, An
     }
     kinds = {record["model"]: record["kind"] for record in records}
     rows = [(name, kind) for name, kind in kinds.items() if kind not in ("single", "expert", "naive")]
-    singles = [name for name, kind in kinds.items() if kind == "single"]
     machine, seconds = facts["machine"], sum(facts["seconds"].values())
     lines = [
         START,
@@ -37,8 +36,6 @@ def figures(run: Path, routes: Path, speed: dict[str, Any], router: dict[str, An
     ]
     for name, _ in sorted(rows, key=lambda row: overall[row[0], "WQL"]):
         lines.append(_row(name, [overall[name, metric] for metric in METRICS]))
-    mean = [sum(overall[name, metric] for name in singles) / len(singles) for metric in METRICS]
-    lines.append(_row("average single (straight from the teacher, one domain)", mean))
     lines += ["", *_claims(json.loads((run / "intervals.json").read_text()))]
     lines += ["", *_routes(routes), "", *_speed(speed), "", *_router(router), END]
     return "\n".join(lines)
@@ -63,38 +60,40 @@ def _claims(intervals: list[dict[str, Any]]) -> list[str]:
 
 
 def _routes(run: Path) -> list[str]:
-    """Return the table of the three routes, what they gain in validation loss, and how even their experts are used."""
+    """Return the table of the three routes, what they gain on test windows, and how even their experts are used."""
     records = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     overall = {
         (record["model"], record["metric"]): record["value"] for record in records if record["domain"] == "overall"
     }
-    table = json.loads((run / "routes.json").read_text())
+    costs = {cost["model"]: cost for cost in json.loads((run / "efficiency.json").read_text())}
+    claims = {
+        (claim["model"], claim["against"]): claim
+        for claim in json.loads((run / "intervals.json").read_text())
+        if claim["metric"] == "WQL"
+    }
     lines = [
-        "The three routes on the same budget of training operations, beside the dense student of the mixture's active "
-        f"compute (`{table['against']}`); WQL and MAE relative to seasonal naive, differences of validation losses "
-        "with 95 % intervals (`chronomoe run demo-routes --out runs/routes`):",
+        "The three routes on the same budget of training operations, beside the generalists; WQL and MAE relative to "
+        "seasonal naive, ratios of WQL on test windows with 95 % intervals "
+        "(`chronomoe run demo-routes --out runs/routes`):",
         "",
-        "| model | active parameters, of all | operations | WQL | MAE | validation loss against the dense one |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| model | experts | active parameters | operations | WQL | MAE | WQL against generalist-wide |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in table["rows"]:
-        size = f"{row['active_parameters'] / 1e6:.2f}M of {row['parameters'] / 1e6:.2f}M"
-        gain = row["validation"]
-        loss = "-" if gain is None else f"{gain['difference']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
-        errors = " | ".join(f"{overall[row['model'], metric]:.3f}" for metric in METRICS[:2])
-        lines.append(f"| {row['model']} | {size} | {row['flops'] / 1e6:.0f}M | {errors} | {loss} |")
-    validation = json.loads((run / "validation.json").read_text())["rows"]
-    base = [row for row in validation if row["against"] == "generalist-base"]
-    gains = ", ".join(
-        f"{row['domain']} {row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f})" for row in base
-    )
+    for name in ("mixture", "upcycled", "expanded", "generalist-wide", "generalist-full"):
+        cost, claim = costs[name], claims.get((name, "generalist-wide"))
+        ratio = "-" if claim is None else f"{claim['ratio']:.3f} ({claim['low']:.3f} to {claim['high']:.3f})"
+        size = f"{cost['experts']:.2f} | {cost['active_parameters'] / 1e6:.2f}M | {cost['flops'] / 1e6:.0f}M"
+        errors = " | ".join(f"{overall[name, metric]:.3f}" for metric in METRICS[:2])
+        lines.append(f"| {name} | {size} | {errors} | {ratio} |")
+    base = claims["expanded", "generalist-base"]
     inside = json.loads((run / "moe.json").read_text())
     used = ", ".join(f"{name} {found['least_share']:.2f}" for name, found in inside.items())
     return [
         *lines,
         "",
-        f"Validation loss of the expanded student against its own base: {gains}. Least used expert of any layer, as a "
-        f"multiple of an even share (a dead one has less than 0.25): {used}.",
+        f"WQL of the expanded student against its own base: {base['ratio']:.3f} ({base['low']:.3f} to "
+        f"{base['high']:.3f}). Least used expert of any layer, as a multiple of an even share (a dead one has "
+        f"less than 0.25): {used}.",
     ]
 
 

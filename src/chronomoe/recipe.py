@@ -195,6 +195,8 @@ class RunConfig:
 
     domains: tuple[DomainConfig, ...]
     """At least one; experts are made for each."""
+    held_out: tuple[DomainConfig, ...] = ()
+    """Domains that nothing is trained or chosen on, to test how models do on series nobody has seen."""
     teacher: str = "tiny"
     """Hub id, folder or s3:// URL of a Chronos-2 checkpoint, or "tiny", which ships with the package."""
     windows: WindowConfig = field(default_factory=WindowConfig)

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from chronomoe.data.domains import Domain
+from chronomoe.data.fingerprint import fingerprint
 from chronomoe.data.split import Part
 from chronomoe.evaluation.comparison import MIXTURE, Candidate
 from chronomoe.evaluation.tasks import Task, make_task
@@ -35,6 +38,7 @@ from chronomoe.stages.workspace import Report, copy_folder, stage_key, write_ato
 RESULTS = (
     "evaluation.jsonl",
     "intervals.json",
+    "speed.json",
     "efficiency.json",
     "recommendation.json",
     "forecasts.json",
@@ -93,22 +97,23 @@ def evaluate(setup: Setup, trained: dict[str, Path], moe: Path | None, grown: di
         "moe": None if moe is None else stage_key(moe),
         "students": {name: stage_key(path) for name, path in trained.items()},
         "grown": {name: stage_key(made.stage) for name, made in grown.items()},
+        "held_out": [fingerprint(domain) for domain in setup.held_out],
         "evaluation": asdict(options),
     }
 
     def make(folder: Path, report: Report) -> None:
-        def tasks(part: Part) -> dict[str, Task]:
+        def tasks(domains: Sequence[Domain], part: Part) -> dict[str, Task]:
             return {
                 domain.name: make_task(domain, setup.config.windows, part=part, limit=options.windows_per_domain)
-                for domain in setup.domains
+                for domain in domains
             }
 
         evaluate_run(
             folder,
             _candidates(setup, trained, moe, grown),
-            tasks=tasks("test"),
-            validation=tasks("validation"),
-            held_out={},
+            tasks=tasks(setup.domains, "test"),
+            validation=tasks(setup.domains, "validation"),
+            held_out=tasks(setup.held_out, "test"),
             horizon=setup.config.windows.horizon,
             top_k=options.top_k,
             draws=options.bootstrap_draws,

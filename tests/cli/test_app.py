@@ -174,6 +174,8 @@ def test_run_prints_the_table_and_the_report_and_uses_its_options(chronomoe, rec
     assert status == 0
     assert out.endswith(f"report: {folder / 'report.html'}\n")
     assert "own single" in out
+    assert "single/power" not in out
+    assert re.search(r"^Deploy [\w-]+: it is the cheapest model whose validation error", out, re.M)
     assert "✓ soft-targets" in err
     assert load_recipe(str(folder / "config.yaml")).budget.steps == 2
     facts = json.loads((folder / "run.json").read_text())

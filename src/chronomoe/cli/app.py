@@ -290,7 +290,12 @@ def _write_lines(records: list[dict[str, Any]], path: Path) -> None:
 
 
 def _print_summary(folder: Path) -> None:
-    _print_records([json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()])
+    """Print the table of a run, without the rows of single experts, and what it recommends."""
+    from chronomoe.report.page import SPECIALISTS, recommendation
+
+    records = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
+    _print_records([record for record in records if record["kind"] not in SPECIALISTS])
+    print(recommendation(folder) or "")
 
 
 def _print_records(records: list[dict[str, Any]]) -> None:

@@ -37,12 +37,15 @@ def look_inside(model: SparseChronos2Model, tasks: Mapping[str, Task], *, batch_
     for name, task in tasks.items():
         for start in range(0, len(task.windows), batch_size):
             batch = collate(task.windows[start : start + batch_size], patch_size=model.chronos_config.output_patch_size)
-            inputs = model_inputs(batch)
+            inputs = {
+                name: value.to(model.device) if isinstance(value, Tensor) else value
+                for name, value in model_inputs(batch).items()
+            }
             for index, note in enumerate(model(**inputs).moe):
                 counts[name][index] += _count(
-                    note.expert,
+                    note.expert.cpu(),
                     num_experts=layers[index][1].config.num_experts,
-                    ahead=inputs["num_output_patches"],
+                    ahead=batch["num_output_patches"],
                     register=model.chronos_config.use_reg_token,
                 )
                 entropies[index].append(float(note.entropy))

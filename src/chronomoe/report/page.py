@@ -17,6 +17,7 @@ from chronomoe.report.tables import Evaluation, Table
 REQUIRED = {
     "evaluation.jsonl": ("model", "kind", "domain", "horizon", "metric", "value"),
     "intervals.json": ("claim", "metric", "ratio"),
+    "speed.json": ("claim", "metric", "ratio"),
     "efficiency.json": ("model", "kind"),
     "forecasts.json": (
         "domain",
@@ -68,6 +69,12 @@ def write_report(folder: Path) -> Path:
     return folder / "report.html"
 
 
+def recommendation(folder: Path) -> str | None:
+    """Return what a finished run recommends, in words; None where it was evaluated before runs recommended anything."""
+    advice, costs = (_read(folder / name) for name in ("recommendation.json", "efficiency.json"))
+    return tables.recommendation_words(advice, costs) if advice and costs else None
+
+
 def markdown_cell(text: str) -> str:
     """Keep a name from being read as a table border, markup or a new line."""
     text = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
@@ -76,7 +83,8 @@ def markdown_cell(text: str) -> str:
 
 def _page(folder: Path, found: Evaluation) -> dict[str, Any]:
     run = _read(folder / "run.json") or {}
-    claims = [Claim(**_known(claim)) for claim in _read(folder / "intervals.json") or []]
+    files = ("intervals.json", "speed.json")
+    claims = [Claim(**_known(claim)) for file in files for claim in _read(folder / file) or []]
     costs = _read(folder / "efficiency.json") or []
     routing = _read(folder / "routing.json")
     advice = _read(folder / "recommendation.json")
@@ -96,7 +104,7 @@ def _page(folder: Path, found: Evaluation) -> dict[str, Any]:
         "claims": [(claim, claim.draw(claims)) for claim in claims],
         "verdicts": VERDICTS,
         "kinds": KINDS,
-        "advice": tables.recommendation_words(advice, costs) if advice and costs else None,
+        "advice": recommendation(folder),
         "validation": tables.validation_table(advice) if advice else None,
         "overall": [
             tables.overall_table(found, horizon, costs, kinds=[kind for kind in KINDS if kind not in SPECIALISTS])
@@ -133,7 +141,8 @@ def _facts(found: Evaluation, claims: Sequence[Claim], costs: Sequence[Mapping[s
     for claim in claims:
         if claim.model == main and claim.metric == "WQL" and not claim.unseen and len(facts) < MOST_FACTS:
             facts.append((f"{claim.ratio:.3f}×", f"the WQL of {claim.against}"))
-    facts += [(f"{claim.ratio:.1f}×", "the windows a second of upstream's teacher") for claim in claims[-1:]]
+    fast = [claim for claim in claims if claim.higher_is_better and claim.model == main]
+    facts += [(f"{claim.ratio:.1f}×", f"the windows a second of {claim.against}") for claim in fast]
     experts = next((cost.get("experts") for cost in costs if cost["model"] == main), None)
     if experts is not None:
         facts.append((f"{experts:.2f}", "experts a forecast, on average"))

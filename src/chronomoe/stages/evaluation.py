@@ -49,7 +49,7 @@ def evaluate_run(
     seed: int,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Write evaluation.jsonl, intervals.json, efficiency.json, recommendation.json and forecasts.json.
+    """Write evaluation.jsonl, intervals.json, speed.json, efficiency.json, recommendation.json and forecasts.json.
 
     Also routing.json where there is a mixture, moe.json where a model has MoE layers, and held_out.jsonl where there
     are held-out domains.
@@ -87,9 +87,8 @@ def evaluate_run(
     costs = cost_records(comparison, measured, context, horizon=horizon)
     write_json(folder / "efficiency.json", costs)
 
-    found = claims(comparison, unseen, costs, main, draws=draws, seed=seed)
-    found.append(speed_claim(main[0], measured, UPSTREAM, draws=draws, seed=seed))
-    write_json(folder / "intervals.json", found)
+    write_json(folder / "intervals.json", claims(comparison, unseen, costs, main, draws=draws, seed=seed))
+    write_json(folder / "speed.json", [speed_claim(main[0], measured, UPSTREAM, draws=draws, seed=seed)])
     deployable = [name for name, one in candidates.items() if one.kind in DEPLOYABLE]
     write_json(folder / "recommendation.json", recommend(comparison.rows, costs, deployable, draws=draws, seed=seed))
     model = candidates[MIXTURE].model if MIXTURE in candidates else None

@@ -37,7 +37,8 @@ class Setup:
         check_folder(out)
         self.config, self._out, self._console = config, out, console
         self.domains = [load(domain) for domain in config.domains]
-        names = [domain.name for domain in self.domains]
+        self.held_out = [load(domain) for domain in config.held_out]
+        names = [domain.name for domain in (*self.domains, *self.held_out)]
         if len(set(names)) < len(names):
             raise InputError(f"every domain needs a name of its own, got {names}; set name in the recipe")
         self.teacher = load_teacher(config.teacher)
@@ -95,6 +96,8 @@ class Setup:
                 EvaluationWindows(domain, windows, part=part)
             if skipped:
                 Console(stderr=True).print(f"{domain.name}: {skipped} series too short for training, skipped")
+        for domain in self.held_out:
+            EvaluationWindows(domain, windows, part="test")
 
     def _groups(self) -> dict[str, list[Domain]]:
         """Name to domains of each expert: the given ones, or clusters of series."""
