@@ -236,6 +236,13 @@ def test_domains_of_the_same_name_are_refused(make_recipe, series_files, tmp_pat
         run(make_recipe(domains=twice), tmp_path / "run")
 
 
+def test_a_domain_called_as_the_student_of_all_domains_is_refused(make_recipe, series_files, tmp_path):
+    domains = [{"data": str(series_files["power"]), "name": "generalist"}, {"data": str(series_files["sales"])}]
+    with pytest.raises(InputError, match="a domain cannot be called 'generalist'"):
+        run(make_recipe(domains=domains), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_dumped_configuration_is_a_recipe(make_recipe, tmp_path):
     (tmp_path / "mine.yaml").write_text(dump(make_recipe()))
     assert load_recipe(str(tmp_path / "mine.yaml")) == make_recipe()

@@ -196,3 +196,16 @@ def test_a_copy_is_refused_where_it_would_replace_what_no_run_wrote(work, make, 
     with pytest.raises(InputError, match="holds something else than a checkpoint: notes.txt"):
         copy_folder(source, target)
     assert [path.name for path in target.iterdir()] == ["notes.txt"]
+
+
+def test_another_version_of_the_package_makes_stages_again(work, make, calls, monkeypatch):
+    work.stage("a", {}, make)
+    monkeypatch.setattr("chronomoe.stages.workspace.version", lambda package: "99.0")
+    work.stage("a", {}, make)
+    assert len(calls) == 2
+
+
+def test_a_log_gets_one_plain_line_for_a_finished_stage(work, make):
+    work.stage("a", {}, make)
+    work.stage("b", {}, make)
+    assert [line.split(":")[0] for line in work.console.file.getvalue().splitlines()] == ["✓ a", "✓ b"]

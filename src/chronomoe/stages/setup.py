@@ -22,6 +22,7 @@ from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import load_teacher
 from chronomoe.stages.workspace import Workspace, check_folder
 
+GENERALIST = "generalist"
 VALIDATION_LIMIT = 128
 """Validation windows of each domain that training looks at."""
 
@@ -41,6 +42,11 @@ class Setup:
         names = [domain.name for domain in (*self.domains, *self.held_out)]
         if len(set(names)) < len(names):
             raise InputError(f"every domain needs a name of its own, got {names}; set name in the recipe")
+        if GENERALIST in names and config.experts.clusters is None:
+            raise InputError(
+                f"a domain cannot be called {GENERALIST!r}, which is the student of all domains; "
+                "set another name in the recipe"
+            )
         self.teacher = load_teacher(config.teacher)
         self._check_windows()
         student = config.student

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_ROOM_WORDS = ("no space left", "file too large", "file write failed", "unexpected pos")
 """How safetensors and ``torch.save`` say it."""
 MARKER = "chronomoe-run.json"
+FORMAT = 1
+"""Of what stages leave; part of their keys, as the package's version is: an upgrade makes them again."""
 
 
 class Workspace:
@@ -53,7 +56,8 @@ class Workspace:
         Raises:
             InputError: the disk is full; finished stages stay.
         """
-        key = hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+        made_by = {"inputs": inputs, "format": FORMAT, "version": version("chronomoe")}
+        key = hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()
         folder = self.root / "stages" / name
         partial = folder.with_name(folder.name + ".partial")
         if _key(partial / "stage.json") == key:  # killed between the last write and the rename
@@ -79,6 +83,9 @@ class Workspace:
 
     @contextmanager
     def _progress(self, name: str) -> Iterator[Report]:
+        if not self.console.is_terminal:  # a bar that vanishes would leave empty lines in a log
+            yield lambda done, total: None
+            return
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
