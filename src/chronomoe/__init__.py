@@ -4,19 +4,10 @@ Importing makes our checkpoints known to ``chronos`` (see :mod:`chronomoe.checkp
 else.
 """
 
+import sys
 from importlib.metadata import version
-
-from chronomoe.checkpoints.registration import register
-from chronomoe.errors import InputError
-from chronomoe.models.chronos2 import use_exact_group_attention
-from chronomoe.models.mixture.mixture import BalanceConfig, DistilledMoE, MixtureConfig, build_mixture
-from chronomoe.models.mixture.router import RouterConfig, RoutingConfig
-from chronomoe.models.sparse.config import MoEConfig
-from chronomoe.models.sparse.insertion import MoEEnhancedChronos2, MoEInsertionConfig
-from chronomoe.models.sparse.layer import Chronos2MoELayer
-from chronomoe.models.sparse.upcycling import Chronos2MoEModel, upcycle
-from chronomoe.models.student import StudentConfig, create_student_model
-from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 __version__ = version("chronomoe")
 
@@ -44,4 +35,27 @@ __all__ = [
 ]
 
 
-register()
+def _is_command_line() -> bool:
+    """Whether this process was started as ``chronomoe`` or ``python -m chronomoe``.
+
+    Its commands register when they run, so that ``chronomoe --help`` answers without importing torch.
+    """
+    started = sys.orig_argv
+    module = started[started.index("-m") + 1 :][:1] if "-m" in started else []
+    return module == ["chronomoe"] or Path(sys.argv[0]).stem == "chronomoe"
+
+
+if TYPE_CHECKING or not _is_command_line():
+    from chronomoe.checkpoints.registration import register
+    from chronomoe.errors import InputError
+    from chronomoe.models.chronos2 import use_exact_group_attention
+    from chronomoe.models.mixture.mixture import BalanceConfig, DistilledMoE, MixtureConfig, build_mixture
+    from chronomoe.models.mixture.router import RouterConfig, RoutingConfig
+    from chronomoe.models.sparse.config import MoEConfig
+    from chronomoe.models.sparse.insertion import MoEEnhancedChronos2, MoEInsertionConfig
+    from chronomoe.models.sparse.layer import Chronos2MoELayer
+    from chronomoe.models.sparse.upcycling import Chronos2MoEModel, upcycle
+    from chronomoe.models.student import StudentConfig, create_student_model
+    from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
+
+    register()

@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -98,6 +99,32 @@ def test_the_installed_command_refuses_in_one_line_too(tmp_path):
     assert done.stderr.startswith("chronomoe: Unknown recipe 'dmeo'. Available: ")
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_and_version_answer_without_torch(words):
+    command = [sys.executable, "-X", "importtime", "-m", "chronomoe", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rsplit("|", 1)[-1].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert not imported & {"torch", "transformers", "chronos", "pandas"}
+
+
+def test_the_version_is_the_packages(chronomoe):
+    assert chronomoe("--version") == (0, f"chronomoe {version('chronomoe')}\n", "")
+
+
+def test_importing_the_package_registers_our_architectures():
+    code = "import chronomoe, chronos.chronos2; print(chronos.chronos2.DistilledMoE, chronomoe.upcycle)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+
+
+def test_a_tilde_in_out_is_the_home_folder(chronomoe, teacher_folder, make_frame, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    make_frame(1, 60).to_csv(tmp_path / "past.csv", index=False)
+    status, _, err = chronomoe("predict", teacher_folder, tmp_path / "past.csv", "--horizon", 2, "--out=~/f.csv")
+    assert (status, err) == (0, "")
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["f.csv"]
 
 
 def test_constant_series_are_forecast(chronomoe, teacher_folder, make_frame, tmp_path):

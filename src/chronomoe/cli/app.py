@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperCommand
 
-from chronomoe.checkpoints.writing import check_parent
+from chronomoe import __version__
 from chronomoe.cli.options import (
     DATA_HELP,
     MODEL_HELP,
@@ -22,6 +23,7 @@ from chronomoe.cli.options import (
     Out,
     Seed,
     Target,
+    as_path,
     parse_levels,
     read_domain,
     read_windows,
@@ -31,15 +33,49 @@ from chronomoe.errors import InputError
 
 app = typer.Typer(
     name="chronomoe",
-    help="Distil Chronos-2 into small experts and run them as one Mixture-of-Experts forecaster.\n\n"
-    "Start with: chronomoe run demo --out runs/demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
 
 
-@app.command()
+class Command(TyperCommand):
+    """A command that loads what models need when it runs, and not when it only shows its help."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Register our architectures, keep libraries quiet, and run."""
+        import huggingface_hub
+        import transformers
+
+        from chronomoe.checkpoints.registration import register
+
+        transformers.logging.disable_progress_bar()  # of loading and saving small files; stages show their own
+        transformers.logging.set_verbosity_error()
+        huggingface_hub.logging.set_verbosity_error()
+        register()
+        return super().invoke(ctx)
+
+
+def _show_version(wanted: bool) -> bool:
+    if wanted:
+        print(f"chronomoe {__version__}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Distil Chronos-2 into small experts and run them as one Mixture-of-Experts forecaster.
+
+    Start with: chronomoe run demo --out runs/demo
+    """
+
+
+@app.command(cls=Command)
 def run(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, such as demo, or a YAML file with the same fields.")],
     out: Out,
@@ -56,6 +92,7 @@ def run(
     """
     from dataclasses import replace
 
+    from chronomoe.checkpoints.writing import check_parent
     from chronomoe.recipe import load_recipe
     from chronomoe.run import run as run_recipe
 
@@ -70,7 +107,7 @@ def run(
     print(f"report: {report}")
 
 
-@app.command()
+@app.command(cls=Command)
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="tiny-teacher, or a YAML file with the fields of PretrainConfig.")],
     out: Out,
@@ -88,6 +125,7 @@ def pretrain(
     """
     from dataclasses import replace
 
+    from chronomoe.checkpoints.writing import check_parent
     from chronomoe.pretraining.card import pretrain_teacher
     from chronomoe.pretraining.config import PretrainConfig
     from chronomoe.recipe import load_recipe
@@ -102,7 +140,7 @@ def pretrain(
     print(f"saved {out}")
 
 
-@app.command()
+@app.command(cls=Command)
 def distil(
     teacher: Annotated[str, typer.Argument(help=MODEL_HELP)],
     data: Annotated[str, typer.Argument(help=DATA_HELP)],
@@ -149,7 +187,7 @@ def distil(
     print(f"saved {path}")
 
 
-@app.command()
+@app.command(cls=Command)
 def compose(
     experts: Annotated[list[str], typer.Argument(help="Checkpoints of students, as name=folder or just the folder.")],
     data: Annotated[list[str], typer.Option(help="Series that the router learns from; repeat it. " + DATA_HELP)],
@@ -192,18 +230,20 @@ def compose(
     print(f"saved {path}")
 
 
-app.command()(upcycle)
-app.command()(expand)
+app.command(cls=Command)(upcycle)
+app.command(cls=Command)(expand)
 
 
-@app.command()
+@app.command(cls=Command)
 def evaluate(
     models: Annotated[
         list[str], typer.Argument(help="Checkpoints to compare: hub ids, folders, s3:// URLs or 'tiny'.")
     ],
     data: Annotated[list[str], typer.Option(help="Series to test on; repeat it. " + DATA_HELP)],
     horizon: Annotated[int, typer.Option(help="Steps to forecast.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="JSON lines file for the records.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", parser=as_path, metavar="PATH", help="JSON lines file for the records.")
+    ],
     context_length: Annotated[int, typer.Option(help="Past steps, at most.")] = 512,
     limit: Annotated[int, typer.Option(help="Windows of each data set, at most.")] = 400,
     target: Target = None,
@@ -234,12 +274,14 @@ def evaluate(
     print(f"saved {out}")
 
 
-@app.command()
+@app.command(cls=Command)
 def predict(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     file: Annotated[Path, typer.Argument(help=f"Past values: {TABLE_HELP}.")],
     horizon: Annotated[int, typer.Option(help="Steps to forecast.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="CSV or Parquet file for the forecasts.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", parser=as_path, metavar="PATH", help="CSV or Parquet file for the forecasts.")
+    ],
     future: Annotated[
         Path | None, typer.Option(help="File with item_id, timestamp and the known covariates of the forecast steps.")
     ] = None,
@@ -271,7 +313,7 @@ def predict(
     print(f"saved {out}: {rows} rows")
 
 
-@app.command()
+@app.command(cls=Command)
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
     """Write report.html and report.md of a finished run again.
 
@@ -332,13 +374,7 @@ _WRONG_USAGE: type[Exception] = typer.BadParameter.__mro__[1]
 
 def main() -> None:
     """Run the command line: a caller's mistake is one line on stderr and status 2, an interruption one and 130."""
-    import huggingface_hub
-    import transformers
-
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    transformers.logging.disable_progress_bar()  # of loading and saving small files; stages show their own
-    transformers.logging.set_verbosity_error()
-    huggingface_hub.logging.set_verbosity_error()
     warnings.formatwarning = lambda message, *_, **__: f"chronomoe: {' '.join(str(message).split())}\n"
     if len(sys.argv) == 1:
         sys.argv.append("--help")

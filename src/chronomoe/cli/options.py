@@ -13,7 +13,16 @@ TABLE_HELP = (
     "column for each series)"
 )
 DATA_HELP = f"{TABLE_HELP}, datasets folder, GluonTS JSON lines, demo:<name> or hub:<owner>/<repo>/<config>."
-Out = Annotated[Path, typer.Option("--out", "-o", help="New folder that the result is written to.")]
+
+
+def as_path(text: str) -> Path:
+    """Read a path; shells leave the tilde of ``--out=~/forecasts.csv`` to the program."""
+    return Path(text).expanduser()
+
+
+Out = Annotated[
+    Path, typer.Option("--out", "-o", parser=as_path, metavar="PATH", help="New folder that the result is written to.")
+]
 Target = Annotated[
     list[str] | None,
     typer.Option(help="Column to forecast; repeat it to forecast several together.", show_default="target"),
