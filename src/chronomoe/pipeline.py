@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+import pandas as pd
 import torch
 from chronos.chronos2 import Chronos2Model, Chronos2Pipeline
 from chronos.chronos2.dataset import Chronos2Dataset, DatasetMode, PreparedInput, TensorOrArray
@@ -19,6 +20,9 @@ from chronomoe.checkpoints.card import model_card
 from chronomoe.checkpoints.checking import FORMAT, check_checkpoint
 from chronomoe.checkpoints.finding import ACCEPTED, HUB_OPTIONS, architecture, find_checkpoint, read_config
 from chronomoe.checkpoints.writing import PUSH_OPTIONS, push_folder, whole_folder
+from chronomoe.data.forecasts import forecast, known_names, take_in_frames, with_ids
+from chronomoe.data.intake import Wish, tidy
+from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.mixture import DistilledMoE
@@ -128,6 +132,71 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
             (scratch / "README.md").write_text(card, encoding="utf-8")
         if to_hub.pop("push_to_hub", False):
             push_folder(folder, **to_hub)
+
+    def predict_df(
+        self,
+        df: pd.DataFrame,
+        future_df: pd.DataFrame | None = None,
+        id_column: str = ITEM_ID,
+        timestamp_column: str = TIMESTAMP,
+        target: str | list[str] = TARGET,
+        prediction_length: int | None = None,
+        quantile_levels: list[float] = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9],  # noqa: B006  # as upstream
+        batch_size: int = 256,
+        context_length: int | None = None,
+        cross_learning: bool = False,
+        validate_inputs: bool = True,
+        freq: str | None = None,
+        **predict_kwargs: Any,
+    ) -> pd.DataFrame:
+        """Forecast a long (or wide) frame; what it holds is read and checked as ``chronomoe predict`` reads a file.
+
+        The arguments are those of ``Chronos2Pipeline.predict_df``. Items come in order of first appearance and keep the
+        type of their ids, times their zone: steps of days and longer are those of its calendar. Numbers are float64:
+        neither the level of a series nor its unit costs digits. Booleans count as 0 and 1, text and pandas' categories
+        are encoded as upstream does it.
+
+        Args:
+            df: the past, its rows in any order.
+            future_df: known covariates of at least the forecast steps.
+            id_column: names the series; a frame without it is one series.
+            timestamp_column: times.
+            target: column to forecast, or several for multivariate series.
+            prediction_length: steps to forecast; by default what the model forecasts in one pass.
+            quantile_levels: a column for each.
+            batch_size: rows forecast at once; those of similar length together.
+            context_length: latest steps looked at.
+            cross_learning: make each batch one group.
+            validate_inputs: check times, values and future rows; without, series that have no value at all are forecast
+                too, and future rows are taken in their order.
+            freq: pandas alias of one step; inferred by default.
+            **predict_kwargs: of ``predict_quantiles``, such as ``after_batch``.
+
+        Raises:
+            InputError: a frame breaks a rule of ``frame_to_series``.
+        """
+        horizon = self.model_prediction_length if prediction_length is None else prediction_length
+        names = {id_column: ITEM_ID, timestamp_column: TIMESTAMP}
+        past = tidy(df).rename(columns=names)
+        future = None if future_df is None else tidy(future_df).rename(columns=names)
+        known = () if future is None else known_names(future)
+        wish = Wish.of(target, known, freq, trusted=not validate_inputs)
+        table, ahead = take_in_frames(past, future, wish, horizon=horizon)
+        found = forecast(
+            self.predict_quantiles,
+            table,
+            horizon=horizon,
+            levels=quantile_levels,
+            ahead=ahead,
+            context_length=min(context_length or self.model_context_length, self.model_context_length),
+            mixed=cross_learning,
+            batch_size=batch_size,
+            cross_learning=cross_learning,
+            **predict_kwargs,
+        )
+        if ITEM_ID in past:
+            found = with_ids(found, past[ITEM_ID])
+        return found.rename(columns={new: old for old, new in names.items()})
 
     def _predict_batch(
         self,

@@ -24,6 +24,11 @@ def with_series(**changes):
     return replace(changed, series=[replace(changed.series[0], **changes), *changed.series[1:]])
 
 
+def with_all(**changes):
+    changed = domain()
+    return replace(changed, series=[replace(series, **changes) for series in changed.series])
+
+
 def test_equal_domains_have_equal_fingerprints():
     assert fingerprint(domain()) == fingerprint(domain())
     assert fingerprint(with_value("target", np.nan)) == fingerprint(with_value("target", np.nan))
@@ -38,8 +43,8 @@ def test_equal_domains_have_equal_fingerprints():
         with_value("k", 9.0),
         with_series(item_id="other"),
         with_series(start=pd.Timestamp("2021-01-01")),
-        with_series(freq="D"),
-        with_series(known=()),
+        with_all(freq="D"),
+        with_all(known=()),
         domain(length=201),
         domain(count=4),
         replace(domain(), name="other"),

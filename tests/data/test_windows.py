@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from chronomoe.data.domains import Domain, load_domain
+from chronomoe.data.intake import frame_to_series
 from chronomoe.data.windows import (
     EvaluationWindows,
     JoinedWindows,
@@ -97,13 +98,23 @@ def test_contexts_are_full_or_of_any_allowed_length():
 
 
 def test_domains_take_turns_and_longer_series_are_drawn_more_often():
-    long, short = sample_series("count", 1000, variates=1), sample_series("count", 100, variates=2)
+    long, short = sample_series("count", 1000), sample_series("wave", 100)
     windows = training([Domain(name="both", series=[long, short], seasonality=1), sample_domain(variates=3)], size=2000)
-    rows = [[len(windows[index].context) for index in range(place, 2000, 2)] for place in (0, 1)]
-    assert set(rows[1]) == {3}
+    drawn = [[windows[index] for index in range(place, 2000, 2)] for place in (0, 1)]
+    assert {len(window.context) for window in drawn[1]} == {3}
     expected = (700 - 32 - 16 + 1) / (700 - 32 - 16 + 1 + 70 - 32 - 16 + 1)
-    assert np.mean(np.array(rows[0]) == 1) == pytest.approx(expected, abs=0.02)
+    share = np.mean([window.context[0, 0] == round(window.context[0, 0]) for window in drawn[0]])
+    assert share == pytest.approx(expected, abs=0.02)
     assert [windows.domain_of(index) for index in range(4)] == [0, 1, 0, 1]
+
+
+def test_making_windows_reads_no_values():
+    frame = pd.DataFrame({"item_id": "a", "timestamp": pd.date_range("2020", periods=300, freq="h"), "target": 1.0})
+    table = frame_to_series(frame)
+    domain = Domain(name="one", series=table, seasonality=24)
+    table.parts.clear()
+    assert training([domain]).skipped == {"one": 0}
+    assert len(EvaluationWindows(domain, CONFIG, part="test")) == 3
 
 
 def test_series_too_short_are_skipped_with_a_count():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chronomoe.data.domains import Domain
-from chronomoe.data.frames import frame_to_series
+from chronomoe.data.intake import frame_to_series
 from chronomoe.data.windows import WindowConfig
 from chronomoe.errors import InputError
 from chronomoe.evaluation.baselines import ensemble, greedy_portfolio, rerouted

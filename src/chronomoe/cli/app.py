@@ -297,7 +297,7 @@ def predict(
 
     Example: chronomoe predict moe past.csv --horizon 48 --out forecasts.csv
     """
-    from chronomoe.stages.commands import predict_file
+    from chronomoe.predict import predict_file
 
     rows = predict_file(
         model,

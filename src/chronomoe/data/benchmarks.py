@@ -8,10 +8,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from chronomoe.data.checks import as_timestamps
-from chronomoe.data.conversion import DATE, frame_to_series
-from chronomoe.data.readers import check_file, read_table
-from chronomoe.data.series import TARGET, TIMESTAMP, Series
+from chronomoe.data.files import check_file, read_table
+from chronomoe.data.intake import DATE, frame_to_series
+from chronomoe.data.series import TARGET, TIMESTAMP
 from chronomoe.data.split import Split
+from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
 
 
@@ -44,7 +45,7 @@ def read_benchmark(
     target: str | Sequence[str] = TARGET,
     known_covariates: Sequence[str] = (),
     freq: str | None = None,
-) -> list[Series]:
+) -> SeriesTable:
     """Read ``<name>.csv``, or else ``<name>.parquet``, from a folder or one below it: a time column, then the series.
 
     The benchmarks count rows, and ``weather.csv`` lacks some times, so each row counts as one step after the one before

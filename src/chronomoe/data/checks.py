@@ -1,5 +1,6 @@
 """Checks of columns that every reader shares; each refusal says what to change."""
 
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -80,17 +81,31 @@ def check_known(known: Sequence[str], covariates: Iterable[str]) -> None:
             )
 
 
+_OTHER_NOTATION = r"\s*-?\d{1,3}([., ]?\d{3})*[.,]\d+\s*"
+
+
 def refuse_text(column: str, value: object, *, row: int | None = None) -> InputError:
     """Return the error for a column of text."""
     where = f"{value!r}" if row is None else f"{value!r} in row {row}"
-    return InputError(
-        f"column {column!r} must hold numbers, got {where}; drop the column, or encode categories as numbers, "
-        f"for example frame[{column!r}].astype('category').cat.codes"
-    )
+    if re.fullmatch(_OTHER_NOTATION, str(value)):
+        remedy = (
+            "these look like numbers with a decimal comma or thousands separators: read them with "
+            "pd.read_csv(path, decimal=',') or pd.read_csv(path, thousands=',')"
+        )
+    elif column == TARGET:
+        remedy = "make them numbers, or empty where the value is missing"
+    else:
+        remedy = (
+            "drop the column, or if it is a covariate encode categories as numbers, "
+            f"for example frame[{column!r}].astype('category').cat.codes"
+        )
+    return InputError(f"column {column!r} must hold numbers, got {where}; {remedy}")
 
 
-def as_numbers(column: pd.Series) -> NDArray[np.float32]:
-    """Return a column as float32, NaN where missing. Booleans count as 0 and 1; numbers stored as text are read.
+def as_numbers(column: pd.Series) -> NDArray[np.floating[Any]]:
+    """Return a column as float64 (float32 where it was), NaN where missing.
+
+    Booleans count as 0 and 1; numbers stored as text are read.
 
     Raises:
         InputError: the column holds something else; the message names the first such value and its row.
@@ -105,19 +120,20 @@ def as_numbers(column: pd.Series) -> NDArray[np.float32]:
         wrong = np.flatnonzero((numbers.isna() & column.notna()).to_numpy())
         if len(wrong):
             row = int(wrong[0])
-            if isinstance(column.iloc[row], str) and numbers.notna().any():
+            value = column.iloc[row]
+            if isinstance(value, str) and numbers.notna().any() and not re.fullmatch(_OTHER_NOTATION, value):
                 raise InputError(
-                    f"column {name!r} mixes numbers and text: row {row} (counted from 0) holds {column.iloc[row]!r}; "
+                    f"column {name!r} mixes numbers and text: row {row} (counted from 0) holds {value!r}; "
                     "make it a number, or leave it empty where the value is missing"
                 )
-            raise refuse_text(name, column.iloc[row], row=row)
+            raise refuse_text(name, value, row=row)
         column = numbers
-    with np.errstate(over="ignore"):  # too large for float32 becomes infinite and is refused as such
-        return column.to_numpy(dtype=np.float32, na_value=np.nan)
+    narrow = column.dtype in (np.float32, np.float16, bool)
+    return column.to_numpy(dtype=np.float32 if narrow else np.float64, na_value=np.nan)
 
 
 def as_timestamps(column: pd.Series) -> pd.DatetimeIndex:
-    """Return a column as times without zone (UTC where a zone was given), nanosecond resolution.
+    """Return a column as times of nanosecond resolution, in the zone that was given.
 
     Raises:
         InputError: a value is missing or not a time; the message names the first one and its row.
@@ -125,15 +141,12 @@ def as_timestamps(column: pd.Series) -> pd.DatetimeIndex:
     if isinstance(column.dtype, pd.PeriodDtype):
         column = column.dt.to_timestamp()
     if types.is_numeric_dtype(column.dtype):
-        raise InputError(
-            f"column {column.name!r} must hold dates or times, got the number {column.iloc[0]}; convert it first, "
-            "for example pd.to_datetime(column, unit='s') for Unix seconds"
-        )
-    if not isinstance(column.dtype, pd.DatetimeTZDtype) and not types.is_datetime64_dtype(column.dtype):
-        column = _parse_times(column)
+        column = _from_numbers(column)
+    elif not types.is_datetime64_any_dtype(column.dtype):
+        text = column.astype(str)
+        digits = text.str.fullmatch(r"\d{6,}").all() and not types.is_bool_dtype(column.dtype)
+        column = _from_numbers(pd.Series(pd.to_numeric(text), name=column.name)) if digits else _parse_times(column)
     index = pd.DatetimeIndex(column)
-    if index.tz is not None:
-        index = index.tz_convert("UTC").tz_localize(None)
     if index.hasnans:
         row = int(np.flatnonzero(index.isna())[0])
         raise InputError(f"column {column.name!r} must hold a time in every row, row {row} (counted from 0) is empty")
@@ -147,26 +160,54 @@ def _refuse_year(error: pd.errors.OutOfBoundsDatetime) -> InputError:
     return InputError(f"times must lie between the years 1678 and 2262: {one_line(error)}")
 
 
+_WRITTEN = {4: "%Y", 6: "%Y%m", 8: "%Y%m%d"}
+_UNITS = ((1e17, "ns"), (1e14, "us"), (1e11, "ms"), (1e8, "s"))
+
+
+def _from_numbers(column: pd.Series) -> pd.Series:
+    """Read years (2005), months (202401) and days (20240131) written as numbers; refuse others with a remedy."""
+    first = column.iloc[0]
+    text = column.astype(str).str.removesuffix(".0")
+    lengths = text.str.len().unique()
+    if len(lengths) == 1 and lengths[0] in _WRITTEN:
+        times = pd.to_datetime(text, format=_WRITTEN[lengths[0]], errors="coerce")
+        if times.dt.year.between(1700, 2261).all():
+            return times
+    unit = next((unit for least, unit in _UNITS if abs(first) >= least), None)
+    remedy = (
+        f"pd.to_datetime(column, unit={unit!r}) if they count from 1970"
+        if unit
+        else "pd.to_datetime(column, format='%Y') for years, or pd.date_range for steps that are only numbered"
+    )
+    raise InputError(
+        f"column {column.name!r} must hold dates or times, got the number {first}; convert it first, "
+        f"for example {remedy}"
+    )
+
+
 def _parse_times(column: pd.Series) -> pd.Series:
     """Read times written as text: ISO 8601, or one other format in all rows.
 
-    Whether the day or the month comes first in ``03/04/2024`` is told by the rows in which only one of them can.
+    Whether the day or the month comes first in ``03/04/2024`` is told by the rows in which only one of them can. One
+    offset from UTC in all rows is kept as the zone; where it changes, times are read in UTC.
     """
+    text = column.astype(str)
+    short = np.flatnonzero(text.str.match(r"\s*\d{1,2}([-/.])\d{1,2}\1\d{2}(?!\d)").to_numpy())
+    if len(short):
+        raise InputError(
+            f"column {column.name!r} has years of two digits, which can be read in more than one way: "
+            f"{column.iloc[short[0]]!r} in row {short[0]} (counted from 0); write them as in ISO 8601, 2024-01-31 12:00"
+        )
     ways: list[dict[str, Any]] = [{"format": "ISO8601"}, {"dayfirst": False}, {"dayfirst": True}]
-    if column.astype(str).str.match(r"\s*\d{4}").any():  # the year comes first
+    if text.str.match(r"\s*\d{4}").any():  # the year comes first
         ways.pop()
     readings = []
     for options in ways:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", category=UserWarning)  # pandas on guessing a format
-            try:
-                readings.append(pd.to_datetime(column, utc=True, **options))
-            except pd.errors.OutOfBoundsDatetime as error:
-                raise _refuse_year(error) from None
-            except (ValueError, TypeError):
-                continue
-        if "format" in options:
-            return readings[0]
+        reading = _read_times(column, options)
+        if reading is not None:
+            readings.append(reading)
+            if "format" in options:
+                return reading
     if len(readings) == 2 and not readings[0].equals(readings[1]):
         row = int(np.flatnonzero((readings[0] != readings[1]).to_numpy())[0])
         raise InputError(
@@ -181,6 +222,21 @@ def _parse_times(column: pd.Series) -> pd.Series:
         f"column {column.name!r} must hold dates or times in one format, best ISO 8601 (2024-01-31 12:00), "
         f"got {column.iloc[row]!r} in row {row} (counted from 0)"
     )
+
+
+def _read_times(column: pd.Series, options: dict[str, Any]) -> pd.Series | None:
+    for utc in (False, True):  # in UTC where the offset from it changes
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=UserWarning)  # pandas on guessing a format
+            warnings.simplefilter("error", category=FutureWarning)  # pandas on offsets that change
+            try:
+                times: pd.Series = pd.to_datetime(column, utc=utc, **options)
+                return times
+            except pd.errors.OutOfBoundsDatetime as error:
+                raise _refuse_year(error) from None
+            except (ValueError, TypeError, FutureWarning):
+                continue
+    return None
 
 
 def check_increasing(rows: Rows) -> None:
@@ -205,13 +261,13 @@ def check_increasing(rows: Rows) -> None:
     )
 
 
-def check_finite(name: str, values: NDArray[np.float32], rows: Rows) -> None:
-    """Check that no value is infinite; NaN, a missing value, is fine.
+def check_finite(name: str, values: NDArray[np.floating[Any]], rows: Rows) -> None:
+    """Check that no value is infinite or beyond float32; NaN, a missing value, is fine.
 
     Raises:
         InputError: one is; the message names the column, the item and the row.
     """
-    wrong = np.flatnonzero(np.isinf(values))
+    wrong = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
     if len(wrong):
         raise InputError(
             f"column {name!r} must hold finite float32 numbers or NaN for missing ones, got "
@@ -219,7 +275,7 @@ def check_finite(name: str, values: NDArray[np.float32], rows: Rows) -> None:
         )
 
 
-def with_values(target: NDArray[np.float32], rows: Rows) -> NDArray[np.int64]:
+def with_values(target: NDArray[np.floating[Any]], rows: Rows) -> NDArray[np.int64]:
     """Return the numbers of the series that have at least one target value, ``target`` being ``(variate, row)``."""
     observed = ~np.isnan(target).all(axis=0)
     return np.flatnonzero(np.bincount(rows.item()[observed], minlength=len(rows.item_ids)))

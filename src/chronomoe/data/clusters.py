@@ -33,7 +33,7 @@ def embed_series(
     for start in range(0, len(stops), batch_size):
         rows, owner = [], []
         for index in range(start, min(start + batch_size, len(stops))):
-            target = series[index].target[:, max(0, stops[index] - length) : stops[index]]
+            target = series[index].target[:, max(0, stops[index] - length) : stops[index]].astype(np.float32)
             rows += [np.pad(row, (length - len(row), 0), constant_values=np.nan) for row in target]
             owner += [index - start] * len(target)
         context, group = torch.from_numpy(np.stack(rows)), torch.tensor(owner)

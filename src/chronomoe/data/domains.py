@@ -11,14 +11,14 @@ from typing import Any, TypedDict
 
 import datasets
 
-from chronomoe.data.arrow import ArrowSeries, only_split
 from chronomoe.data.benchmarks import BENCHMARKS, read_benchmark
 from chronomoe.data.checks import listed, one_line
-from chronomoe.data.frames import read_series
+from chronomoe.data.files import only_split, read_series, suffix_of
 from chronomoe.data.frequency import default_seasonality
-from chronomoe.data.readers import suffix_of
+from chronomoe.data.intake import dataset_to_series
 from chronomoe.data.series import TARGET, Series
 from chronomoe.data.split import Split, Stops
+from chronomoe.data.table import layout_of
 from chronomoe.errors import InputError, nearest
 
 __all__ = ["BENCHMARKS", "Domain", "Split", "Stops", "demo_domains", "load_domain"]
@@ -35,7 +35,7 @@ class Domain:
     name: str
     """Shown in tables and reports."""
     series: Sequence[Series]
-    """All with the same step."""
+    """All with the same step, variates and covariates."""
     seasonality: int
     """Steps of the main period, for MASE and the seasonal naive forecast."""
     cutoffs: Split = field(default_factory=Split)
@@ -50,6 +50,7 @@ class Domain:
             raise InputError(f"seasonality must be at least 1 step, got {self.seasonality} for domain {self.name!r}")
         if len(self.series) == 0:
             raise InputError(f"a domain needs at least one series, domain {self.name!r} has none")
+        layout_of(self.series, name=self.name)
 
     @property
     def freq(self) -> str:
@@ -111,7 +112,7 @@ def load_domain(
     columns: _Columns = {"target": target, "known_covariates": known_covariates, "freq": freq}
     series: Sequence[Series]
     if isinstance(spec, datasets.Dataset):
-        found, series = "dataset", ArrowSeries(spec, **columns)
+        found, series = "dataset", dataset_to_series(spec, **columns)
     elif str(spec).startswith(DEMO):
         found = str(spec).removeprefix(DEMO)
         known = _demo_entry(found, _demo_folder())
@@ -120,7 +121,7 @@ def load_domain(
             series = read_series(path, **columns)
     elif str(spec).startswith(HUB):
         found, dataset = _load_hub(str(spec).removeprefix(HUB), cache_dir)
-        series = ArrowSeries(dataset, **columns)
+        series = dataset_to_series(dataset, **columns)
     elif str(spec) in BENCHMARKS and (folder is not None or not Path(spec).exists()):
         if folder is None:
             raise InputError(f"{spec} does not ship with the package; pass folder=, where {spec}.csv lies")

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Sequence
+from datetime import UTC, tzinfo
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pandas.tseries.frequencies import to_offset
-from pandas.tseries.offsets import BaseOffset, Week
+from pandas.tseries.offsets import BaseOffset, Tick, Week
 
 from chronomoe.errors import InputError
 
@@ -27,6 +28,7 @@ _PERIODS = {"ms": 1000, "s": 3600, "min": 1440, "h": 24, "bh": 8, "D": 7, "B": 5
 _PERIODS |= dict.fromkeys(("MS", "ME", "BMS", "BME"), 12) | dict.fromkeys(("QS", "QE", "BQS", "BQE"), 4)
 _BLOCK = 8  # steps from which a frequency is guessed where the whole series shows none
 _MAX_BLOCKS = 64
+_DAY = pd.Timedelta(days=1)
 
 
 class Rows(NamedTuple):
@@ -109,36 +111,119 @@ def check_regular(rows: Rows, offset: BaseOffset, *, given: bool) -> None:
     Raises:
         InputError: they are not; the message names the item and the first timestamp that is out of step.
     """
-    step = pd.Timedelta(weeks=offset.n) if isinstance(offset, Week) else offset
     source = "given" if given else "inferred"
     mend = (
         "Reindex so that every step has a row, NaN where missing (frame.asfreq for one item), "
         f"split items of different frequencies{' or' if given else ', or pass freq='} "
         f"{'correct freq=' if given else 'if the inferred one is wrong'}"
     )
-    if not isinstance(offset, Week | pd.offsets.Tick):
+    step = _fixed(offset)
+    if step is None:
         for first in np.unique(rows.bounds[:-1][np.diff(rows.bounds) > 0]):
             if not offset.is_on_offset(rows.timestamps[first]):
                 raise InputError(
                     f"irregular frequency: timestamps must follow {offset.freqstr!r} ({source}), "
                     f"which {rows.place(int(first))} does not. {mend}"
                 )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=pd.errors.PerformanceWarning)  # offsets that pandas steps one by one
-        expected = rows.timestamps[:-1] + step
+    expected = _plus(rows.timestamps[:-1], offset)
     wrong = np.flatnonzero(rows.follows() & np.asarray(expected != rows.timestamps[1:]))
     if len(wrong):
         row = int(wrong[0]) + 1
-        within_a_day = isinstance(offset, pd.offsets.Tick) and pd.Timedelta(offset) < pd.Timedelta("1D")
-        if abs(rows.timestamps[row] - expected[row - 1]) == pd.Timedelta("1h") and not within_a_day:
+        if abs(rows.timestamps[row] - expected[row - 1]) == pd.Timedelta("1h") and (step is None or step >= _DAY):
             mend = (
-                "An hour apart is how a change of clocks looks: times with a zone count in UTC. For days of a local "
-                f"calendar leave the zone out, for example frame.timestamp.dt.tz_localize(None). {mend}"
+                "An hour apart is how a change of clocks looks. For days of a local calendar give the times that zone, "
+                f"for example frame.timestamp.dt.tz_convert('Europe/Berlin'), or none. {mend}"
             )
         raise InputError(
             f"irregular frequency: timestamps must follow {offset.freqstr!r} ({source}), which {rows.place(row)} does "
             f"not: after {rows.timestamps[row - 1]} comes {expected[row - 1]}. {mend}"
         )
+
+
+def _fixed(offset: BaseOffset) -> pd.Timedelta | None:
+    """Return the length of a step, None where it depends on the calendar."""
+    if isinstance(offset, Week):
+        return pd.Timedelta(weeks=offset.n)
+    return pd.Timedelta(offset) if isinstance(offset, Tick) else None
+
+
+def _plus(times: pd.DatetimeIndex, step: BaseOffset | pd.Timedelta) -> pd.DatetimeIndex:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", category=pd.errors.PerformanceWarning)  # offsets that pandas steps one by one
+        return times + (_fixed(step) or step if isinstance(step, BaseOffset) else step)
+
+
+def later(times: pd.DatetimeIndex, steps: NDArray[np.int64], offset: BaseOffset) -> pd.DatetimeIndex:
+    """Return the times that lie some steps after others, element by element, all of one frequency at once.
+
+    Raises:
+        InputError: one lies after the year 2262.
+    """
+    step = _fixed(offset)
+    try:
+        if step is not None:
+            if len(steps) and int(steps.max()) * step.value > np.iinfo(np.int64).max:
+                raise OverflowError
+            return times + pd.to_timedelta(steps * step.value)
+        found = times.to_numpy().copy()
+        order = np.argsort(steps, kind="stable")
+        counts, firsts = np.unique(steps[order], return_index=True)
+        for count, places in zip(counts, np.split(order, firsts[1:]), strict=True):
+            if count:
+                starts, back = np.unique(found[places], return_inverse=True)
+                found[places] = _plus(pd.DatetimeIndex(starts), int(count) * offset).to_numpy()[back]
+        return pd.DatetimeIndex(found)
+    except (pd.errors.OutOfBoundsDatetime, OverflowError):
+        raise InputError(
+            f"times must lie between the years 1678 and 2262, {int(steps.max())} steps of {offset.freqstr!r} after "
+            f"{times.max()} do not; shorten the horizon"
+        ) from None
+
+
+class Clock(NamedTuple):
+    """How times with a zone are counted, and the zone they are shown in; None for times without one."""
+
+    counted: tzinfo | None = None
+    """The zone itself where steps are those of its calendar (days and longer), else UTC."""
+    shown: tzinfo | None = None
+
+    def read(self, times: pd.DatetimeIndex) -> pd.DatetimeIndex:
+        """Return times as they are counted, without zone."""
+        return times if times.tz is None else times.tz_convert(self.counted or UTC).tz_localize(None)
+
+    def show(self, times: pd.DatetimeIndex) -> pd.DatetimeIndex:
+        """Return counted times in the zone they came in; midnights that a change of clocks leaves out come later."""
+        if self.counted is None:
+            return times
+        first = np.ones(len(times), dtype=bool)
+        return times.tz_localize(self.counted, ambiguous=first, nonexistent="shift_forward").tz_convert(self.shown)
+
+
+def find_clock(rows: Rows, freq: str | None) -> Clock:
+    """Tell how times with a zone are counted: local where their steps are days or longer there, else in UTC."""
+    zone = rows.timestamps.tz
+    if zone is None:
+        return Clock()
+    local, utc = Clock(zone, zone), Clock(UTC, zone)
+    read = rows._replace(timestamps=local.read(rows.timestamps))
+    world = utc.read(rows.timestamps)
+    if (world == world.normalize()).all():
+        return utc
+    try:
+        offset = infer_offset(read) if freq is None else parse_freq(freq)
+        step = _fixed(offset)
+        if step is not None and step < _DAY:
+            return utc
+        check_regular(read, offset, given=True)
+    except InputError:
+        return utc
+    return local
+
+
+def same_step(one: str, other: str) -> bool:
+    """Return whether two aliases mean the same step; weeks may start on other days."""
+    first, second = parse_freq(one), parse_freq(other)
+    return first == second or (isinstance(first, Week) and isinstance(second, Week) and first.n == second.n)
 
 
 def alias_from(offset: BaseOffset, start: pd.Timestamp) -> str:

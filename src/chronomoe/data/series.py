@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,11 +26,11 @@ class Series:
     """Time of the first value, without time zone."""
     freq: str
     """Pandas offset alias of one step, such as ``h``, ``15min``, ``B`` or ``MS``."""
-    target: NDArray[np.float32]
+    target: NDArray[np.floating[Any]]
     """Values, ``(variate, time)``; NaN is missing. A univariate series has one variate."""
     target_names: tuple[str, ...] = (TARGET,)
     """One name for each variate."""
-    covariates: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    covariates: dict[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
     """Name to values, ``(time,)``, over the same steps as the target."""
     known: tuple[str, ...] = ()
     """Covariates whose future is known at forecast time; the others are past-only."""

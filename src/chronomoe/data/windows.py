@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from chronomoe.data.domains import Domain
 from chronomoe.data.series import Series
 from chronomoe.data.split import Part
+from chronomoe.data.table import lengths_of
 from chronomoe.errors import InputError
 
 
@@ -76,28 +77,27 @@ def cut_window(series: Series, cutoff: int, *, context_length: int, horizon: int
     return Window(np.ascontiguousarray(rows, dtype=np.float32), target, future_known, index)
 
 
-class _Span(NamedTuple):
-    """The cutoffs of one series: ``first`` to ``last``, both included."""
+class _Spans(NamedTuple):
+    """The cutoffs of the series that are long enough: ``first`` to ``last`` of each, both included."""
 
-    series: int
-    first: int
-    last: int
+    series: NDArray[np.int64]
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
 
 
-def _spans(domain: Domain, part: Part, config: WindowConfig) -> list[_Span]:
-    spans = []
-    for index, series in enumerate(domain.series):
-        rows = domain.split(series).rows(part)
-        first, last = max(rows.start, config.min_context_length), rows.stop - config.horizon
-        if first <= last:
-            spans.append(_Span(index, first, last))
-    if not spans:
+def _spans(domain: Domain, part: Part, config: WindowConfig) -> _Spans:
+    lengths, back = np.unique(lengths_of(domain.series), return_inverse=True)
+    rows = [domain.cutoffs.of(int(length)).rows(part) for length in lengths]
+    first = np.array([max(each.start, config.min_context_length) for each in rows])[back]
+    last = np.array([each.stop - config.horizon for each in rows])[back]
+    series = np.flatnonzero(first <= last)
+    if not len(series):
         raise InputError(
             f"no series of domain {domain.name!r} has a {part} part that holds a context of "
             f"{config.min_context_length} and a horizon of {config.horizon} steps; "
             "shorten the horizon, move the cutoffs or pass longer series"
         )
-    return spans
+    return _Spans(series, first[series], last[series])
 
 
 def check_seed(seed: int) -> None:
@@ -126,10 +126,11 @@ class TrainingWindows(Dataset[Window]):
         check_seed(seed)
         self.domains, self.config, self.size, self.seed = list(domains), config, size, seed
         self._spans = [_spans(domain, part, config) for domain in self.domains]
-        counts = [np.array([span.last - span.first + 1 for span in spans]) for spans in self._spans]
-        self._chances = [count / count.sum() for count in counts]
+        counts = [spans.last - spans.first + 1 for spans in self._spans]
+        totals = [np.cumsum(count / count.sum()) for count in counts]
+        self._chances = [total / total[-1] for total in totals]
         self.skipped = {
-            domain.name: len(domain.series) - len(spans)
+            domain.name: len(domain.series) - len(spans.series)
             for domain, spans in zip(self.domains, self._spans, strict=True)
         }
         """Series too short to give a window, by domain."""
@@ -147,12 +148,12 @@ class TrainingWindows(Dataset[Window]):
         rng = np.random.default_rng([self.seed, index])
         place = self.domain_of(index)
         spans = self._spans[place]
-        span = spans[rng.choice(len(spans), p=self._chances[place])]
-        cutoff = int(rng.integers(span.first, span.last + 1))
+        span = int(np.searchsorted(self._chances[place], rng.random(), side="right"))
+        cutoff = int(rng.integers(spans.first[span], spans.last[span] + 1))
         length = self.config.context_length
         if rng.random() >= self.config.full_context_share:
             length = int(rng.integers(self.config.min_context_length, length + 1))
-        series = self.domains[place].series[span.series]
+        series = self.domains[place].series[int(spans.series[span])]
         return cut_window(series, cutoff, context_length=length, horizon=self.config.horizon, index=index)
 
 
@@ -166,9 +167,9 @@ class EvaluationWindows(Dataset[Window]):
     def __init__(self, domain: Domain, config: WindowConfig, *, part: Part, limit: int | None = None) -> None:
         self.domain, self.config = domain, config
         places = [
-            (span.series, cutoff)
-            for span in _spans(domain, part, config)
-            for cutoff in range(span.first, span.last + 1, config.horizon)
+            (int(index), cutoff)
+            for index, first, last in zip(*_spans(domain, part, config), strict=True)
+            for cutoff in range(int(first), int(last) + 1, config.horizon)
         ]
         if limit is not None and len(places) > limit:
             places = [places[index] for index in np.linspace(0, len(places) - 1, limit).round().astype(int)]

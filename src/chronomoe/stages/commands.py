@@ -5,17 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
 from chronomoe.checkpoints.writing import check_parent, content, work_folder
-from chronomoe.data.checks import check_columns
 from chronomoe.data.domains import Domain
 from chronomoe.data.fingerprint import fingerprint
-from chronomoe.data.frames import ITEM_ID, TARGET, TIMESTAMP, Series, frame_to_series, read_series, series_to_frame
-from chronomoe.data.readers import read_table
 from chronomoe.data.soft_targets import SoftTargetStore, revision
 from chronomoe.data.windows import EvaluationWindows, JoinedWindows, TrainingWindows, WindowConfig
 from chronomoe.errors import InputError
@@ -27,13 +23,12 @@ from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
 from chronomoe.stages.mixture import route, seeded_mixture
 from chronomoe.stages.setup import check_windows
-from chronomoe.stages.workspace import Report, Workspace, check_folder, copy_folder, room, whole_file
+from chronomoe.stages.workspace import Report, Workspace, check_folder, copy_folder, room
 from chronomoe.training.distillation import DistilConfig, distil
 from chronomoe.training.routing import RouterTrainingConfig, forecast_with_experts
 
 VALIDATION_LIMIT = 128
 """Validation windows of each domain."""
-_ALWAYS = "(always)"
 
 
 def distil_domain(
@@ -191,92 +186,6 @@ def compare_checkpoints(
         raise InputError(f"compared models must have the same quantile levels, got {counts}; compare them one by one")
     candidates = {name: Candidate(model=model, kind=kind_of(model)) for name, model in loaded.items()}
     return compare_models(candidates, tasks, levels=next(iter(levels.values()))).records()
-
-
-def predict_file(
-    model: str,
-    file: Path,
-    *,
-    horizon: int,
-    out: Path,
-    future: Path | None = None,
-    target: Sequence[str] | None = None,
-    freq: str | None = None,
-    levels: Sequence[float] = (0.1, 0.5, 0.9),
-    batch_size: int = 256,
-) -> int:
-    """Forecast every series of a file, write a CSV or Parquet file and return its number of rows.
-
-    Args:
-        model: hub id, folder, s3:// URL or "tiny".
-        file: past values, long or wide.
-        horizon: steps to forecast.
-        out: ``.csv`` or ``.parquet``; there whole or not at all.
-        future: future values of known covariates, long, with the same item ids.
-        target: column to forecast, or several.
-        freq: pandas alias of one step; inferred when None.
-        levels: quantile levels.
-        batch_size: rows forecast at once.
-
-    Raises:
-        InputError: a file cannot be read or written, or what is in it breaks a rule of ``frame_to_series``.
-    """
-    if out.suffix not in (".csv", ".parquet"):
-        raise InputError(f"forecasts are written to a .csv or .parquet file, got {out}")
-    if horizon < 1:
-        raise InputError(f"horizon must be at least 1 step, got {horizon}")
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1 row, got {batch_size}")
-    check_file_out(out, inputs=[file] if future is None else [file, future])
-    names = list(target) if target else [TARGET]
-    known = None if future is None else read_table(future)
-    covariates = () if known is None else tuple(name for name in known.columns if name not in (ITEM_ID, TIMESTAMP))
-    series = list(read_series(file, target=names, known_covariates=covariates, freq=freq))
-    ahead = None if known is None else _known_ahead(known, series, covariates, horizon=horizon)
-    pipeline = ChronoMoEPipeline.from_pretrained(model)
-    parts = []
-    for step in dict.fromkeys(item.freq for item in series):  # weeks may start on other days
-        items = [item for item in series if item.freq == step]
-        part: pd.DataFrame = pipeline.predict_df(
-            series_to_frame(items),
-            future_df=None if ahead is None else ahead[ahead[ITEM_ID].isin([item.item_id for item in items])],
-            target=names,
-            prediction_length=horizon,
-            quantile_levels=list(levels),
-            batch_size=batch_size,
-            freq=step,
-        )
-        parts.append(part)
-    forecasts = pd.concat(parts, ignore_index=True)
-    with whole_file(out) as scratch:
-        if out.suffix == ".csv":
-            forecasts.to_csv(scratch, index=False)
-        else:
-            forecasts.to_parquet(scratch, index=False)
-    return len(forecasts)
-
-
-def _known_ahead(
-    known: pd.DataFrame, series: Sequence[Series], covariates: Sequence[str], *, horizon: int
-) -> pd.DataFrame:
-    """Return the known covariates of the forecast steps; refuse a series that lacks some of them."""
-    if not covariates:
-        raise InputError("the file of future values needs a column for at least one known covariate, got none")
-    if len(series) > 1:
-        check_columns([ITEM_ID, TIMESTAMP], list(map(str, known.columns)))
-    always = known.assign(**{_ALWAYS: 0.0})  # a target, so that an item without any known value is not left out
-    ahead_of = frame_to_series(always, target=_ALWAYS, known_covariates=covariates, freq=series[0].freq)
-    found = {item.item_id: item for item in ahead_of}
-    for item in series:
-        wanted = pd.date_range(item.start, periods=len(item) + horizon, freq=item.freq)[len(item) :]
-        ahead = found.get(item.item_id)
-        if ahead is None or not ahead.timestamps()[:horizon].equals(wanted):
-            got = "none" if ahead is None else f"{len(ahead)} steps from {ahead.start}"
-            raise InputError(
-                f"future values must cover the {horizon} steps from {wanted[0]} to {wanted[-1]} of item "
-                f"{item.item_id!r}, got {got}"
-            )
-    return series_to_frame([found[item.item_id].cut(0, horizon) for item in series]).drop(columns=_ALWAYS)
 
 
 def check_file_out(out: Path, *, inputs: Sequence[str | Path]) -> None:

@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import pickle
 
 import datasets
@@ -9,7 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from chronomoe.data.frames import ArrowSeries, read_frame, read_series, series_to_frame
+from chronomoe.data.files import read_series, stream_series
+from chronomoe.data.intake import dataset_to_series
+from chronomoe.data.series import series_to_frame
+from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
 
 STEPS = 6
@@ -59,22 +63,25 @@ def test_a_long_file_gives_the_series_of_its_frame(frame, tmp_path, name):
     series = read_series(tmp_path / name, known_covariates=["price"])
     pd.testing.assert_frame_equal(series_to_frame(series), frame, check_dtype=False)
     assert series[0].known == ("price",)
-    pd.testing.assert_frame_equal(read_frame(tmp_path / name), frame, check_dtype=False)
 
 
 @pytest.mark.parametrize("name", ["wide.csv", "wide.parquet"])
-def test_a_wide_file_is_read_as_a_long_frame(wide, tmp_path, name):
+def test_a_wide_file_has_a_series_in_each_column(wide, tmp_path, name):
     save(wide, tmp_path / name)
-    found = read_frame(tmp_path / name)
-    assert list(found.columns) == ["item_id", "timestamp", "target"]
     assert [series.item_id for series in read_series(tmp_path / name)] == ["x", "y"]
     (group,) = read_series(tmp_path / name, target=["x", "y"])
     assert group.target.shape == (2, STEPS)
 
 
 def test_row_numbers_that_pandas_writes_are_no_series(wide, tmp_path):
-    wide.to_csv(tmp_path / "wide.csv")
-    assert [series.item_id for series in read_series(tmp_path / "wide.csv")] == ["x", "y"]
+    for first in (0, 1, 50):
+        wide.set_index(np.arange(STEPS) + first).to_csv(tmp_path / "wide.csv")
+        assert [series.item_id for series in read_series(tmp_path / "wide.csv")] == ["x", "y"]
+
+
+def test_an_empty_column_that_a_spreadsheet_left_is_no_covariate(frame, tmp_path):
+    (tmp_path / "long.csv").write_text("".join(f"{line},,\n" for line in frame.to_csv(index=False).splitlines()))
+    assert list(read_series(tmp_path / "long.csv")[0].covariates) == ["price"]
 
 
 def test_item_ids_stay_as_written(frame, tmp_path):
@@ -121,12 +128,14 @@ def test_rows_that_end_in_a_comma_keep_their_columns(frame, tmp_path, name):
     head, *body = frame.drop(columns="price").to_csv(index=False).splitlines()
     text = "\n".join([head, *(line + "," for line in body)])
     (tmp_path / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    pd.testing.assert_frame_equal(read_frame(tmp_path / name), frame.drop(columns="price"))
+    found = series_to_frame(read_series(tmp_path / name))
+    pd.testing.assert_frame_equal(found, frame.drop(columns="price"), check_dtype=False)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_name(frame, tmp_path):
     frame.to_csv(tmp_path / "long.csv", index=False, encoding="utf-8-sig")
-    pd.testing.assert_frame_equal(read_frame(tmp_path / "long.csv"), frame)
+    found = series_to_frame(read_series(tmp_path / "long.csv"))
+    pd.testing.assert_frame_equal(found, frame, check_dtype=False)
 
 
 def test_an_index_of_a_parquet_file_is_read_as_columns(frame, tmp_path):
@@ -158,8 +167,8 @@ def test_one_row_a_series_is_read_from_memory_mapped_tables(tmp_path, layout):
         dataset.select([0]).to_parquet(path / "train-00000-of-00002.parquet")
         dataset.select([1]).to_parquet(path / "train-00001-of-00002.parquet")
     series = read_series(path, known_covariates=["price"], cache_dir=tmp_path / "cache")
-    assert isinstance(series, ArrowSeries)
-    assert series._dataset.cache_files
+    assert isinstance(series, SeriesTable)
+    assert series.parts[0].cache_files
     assert [item.item_id for item in series] == ["a", "b"]
     np.testing.assert_array_equal(series[0].target, [[0, 1, np.nan, 3, 4, 5]])
     np.testing.assert_array_equal(series[1].target, [[6, 7, 8, 9]])
@@ -171,17 +180,19 @@ def test_one_row_a_series_is_read_from_memory_mapped_tables(tmp_path, layout):
 
 def test_a_list_of_lists_or_several_columns_make_a_multivariate_series():
     nested = rows(target=[[[0.0] * 6, [1.0] * 6], [[2.0] * 4, [3.0] * 4]])
-    series = ArrowSeries(datasets.Dataset.from_dict(nested))
+    series = dataset_to_series(datasets.Dataset.from_dict(nested))
     assert series[1].target_names == ("target_0", "target_1")
     np.testing.assert_array_equal(series[1].target, [[2] * 4, [3] * 4])
     columns = datasets.Dataset.from_dict(rows(wind=[[1] * 6, [2] * 4]))
-    np.testing.assert_array_equal(ArrowSeries(columns, target=["target", "wind"])[1].target, [[6, 7, 8, 9], [2] * 4])
+    np.testing.assert_array_equal(
+        dataset_to_series(columns, target=["target", "wind"])[1].target, [[6, 7, 8, 9], [2] * 4]
+    )
 
 
 def test_arrow_series_of_only_missing_values_are_dropped():
     dataset = datasets.Dataset.from_dict(rows(target=[[float("nan")] * 6, [6.0, 7, 8, 9]]))
     with pytest.warns(UserWarning, match="dropped 1 of 2 series.*'a'"):
-        series = ArrowSeries(dataset)
+        series = dataset_to_series(dataset)
     assert [item.item_id for item in series] == ["b"]
 
 
@@ -201,24 +212,24 @@ def test_arrow_series_of_only_missing_values_are_dropped():
 )
 def test_bad_rows_of_a_data_set_are_refused_when_it_is_opened(columns, match):
     with pytest.raises(InputError, match=match):
-        ArrowSeries(datasets.Dataset.from_dict(rows(**columns)))
+        dataset_to_series(datasets.Dataset.from_dict(rows(**columns)))
 
 
 def test_a_data_set_without_the_target_is_refused_with_the_nearest_column():
     data = rows()
     data["targets"] = data.pop("target")
     with pytest.raises(InputError, match="missing column 'target'.*Did you mean 'targets'"):
-        ArrowSeries(datasets.Dataset.from_dict(data))
+        dataset_to_series(datasets.Dataset.from_dict(data))
 
 
 @pytest.mark.parametrize("batch", [1, 4, 6, 7, 100])
 def test_a_streamed_parquet_file_equals_the_one_read_into_memory(frame, tmp_path, batch, monkeypatch):
-    monkeypatch.setattr("chronomoe.data.streaming._BATCH_ROWS", batch)
+    monkeypatch.setattr("chronomoe.data.files.BATCH_ROWS", batch)
     path = tmp_path / "long.parquet"
     frame = pd.concat([frame, frame.assign(item_id="c" + frame["item_id"]).iloc[:7]])
     save(frame, path)
     streamed = read_series(path, freq="h", cache_dir=tmp_path / "cache")
-    assert isinstance(streamed, ArrowSeries)
+    assert isinstance(streamed, SeriesTable)
     same(streamed, read_series(path, freq="h"))
     (made,) = (tmp_path / "cache").iterdir()
     time = made.stat().st_mtime_ns
@@ -228,7 +239,7 @@ def test_a_streamed_parquet_file_equals_the_one_read_into_memory(frame, tmp_path
 
 def test_streaming_refuses_items_whose_rows_do_not_stand_together(frame, tmp_path):
     save(frame.sort_values("timestamp", kind="stable"), tmp_path / "long.parquet")
-    with pytest.raises(InputError, match="item 'a' appears again.*sort the file"):
+    with pytest.raises(InputError, match="item '[ab]' appears again.*sort the file"):
         read_series(tmp_path / "long.parquet", cache_dir=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -250,15 +261,28 @@ def test_gluonts_json_lines_are_read(tmp_path, name):
             "past_feat_dynamic_real": [[5, 6, 7, 8]],
             "feat_static_cat": [0],
         },
-        {"start": "2024-01-01", "target": [[1, 2], [3, 4]]},
     ]
     save_lines(lines, tmp_path / name)
-    first, second = read_series(tmp_path / name, freq="H")
+    (first,) = read_series(tmp_path / name, freq="H")
     np.testing.assert_array_equal(first.target, [[1, np.nan, np.nan, 4]])
     np.testing.assert_array_equal(first.covariates["feat_dynamic_real_0"], [0, 1, 2, 3])
     assert first.known == ("feat_dynamic_real_0",)
     assert list(first.covariates) == ["feat_dynamic_real_0", "past_feat_dynamic_real_0"]
-    assert (second.item_id, second.target_names, second.freq) == ("1", ("target_0", "target_1"), "h")
+    save_lines([{"start": "2024-01-01", "target": [[1, 2], [3, 4]]}], tmp_path / name)
+    (second,) = read_series(tmp_path / name, freq="H")
+    assert (second.item_id, second.target_names, second.freq) == ("0", ("target_0", "target_1"), "h")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"target": [[1, 2], [3, 4]]}, {"target": [1, 2], "feat_dynamic_real": [[1, 2]]}],
+    ids=["variates", "known"],
+)
+def test_json_lines_that_differ_in_variates_or_covariates_are_refused(tmp_path, other):
+    lines = [{"start": "2024-01-01", "target": [1, 2]}, {"start": "2024-01-01"} | other]
+    save_lines(lines, tmp_path / "data.jsonl")
+    with pytest.raises(InputError, match="line 2: .* the same variates and covariates"):
+        read_series(tmp_path / "data.jsonl", freq="h")
 
 
 def test_gluonts_metadata_tells_the_frequency(tmp_path):
@@ -301,6 +325,68 @@ def test_a_folder_joins_its_files_and_names_items_after_them(frame, wide, tmp_pa
     assert [item.item_id for item in series[1:3]] == names[1:3]
     with pytest.raises(IndexError):
         series[6]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("past.parquet", "part-{:05d}-x.snappy.parquet"),
+        ("past", "part.{}.parquet"),
+        ("past", "train-{}-of-00012.parquet"),
+    ]
+    + [("past", "{}.parquet"), ("past.csv", "day {}.csv")],
+)
+def test_a_table_in_part_files_is_one_table(frame, tmp_path, folder, name):
+    frame = pd.concat([frame, frame.assign(item_id="c" + frame["item_id"])])
+    (tmp_path / folder).mkdir()
+    for number in range(12):  # by number: part.10 comes after part.9
+        save(frame.iloc[number * 2 : number * 2 + 2], tmp_path / folder / name.format(number))
+    for cache in (None, tmp_path / "cache"):
+        found = series_to_frame(read_series(tmp_path / folder, freq="h", cache_dir=cache))
+        pd.testing.assert_frame_equal(found, frame.reset_index(drop=True), check_dtype=False)
+
+
+def test_a_folder_whose_files_differ_in_covariates_is_refused(frame, tmp_path):
+    save(frame, tmp_path / "first.csv")
+    save(frame.drop(columns="price"), tmp_path / "second.csv")
+    with pytest.raises(InputError, match="'first' has .'price'., 'second' has none"):
+        read_series(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["long", "rows"])
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_file_that_was_replaced_is_read_again_whatever_its_time(frame, tmp_path, layout, cached):
+    path = tmp_path / "data.parquet"
+    for level in (0.0, 1000.0):
+        if layout == "long":
+            frame.assign(target=frame.target + level).to_parquet(path)
+        else:
+            datasets.Dataset.from_dict(rows(target=[[level] * 6, [level] * 4])).to_parquet(path)
+        os.utime(path, (1, 1))
+        series = read_series(path, cache_dir=tmp_path / "cache" if cached else None)
+        assert series[0].target[0, 0] == level
+
+
+def test_the_cache_can_be_named_by_the_environment(frame, tmp_path, monkeypatch):
+    monkeypatch.setenv("CHRONOMOE_CACHE", str(tmp_path / "cache"))
+    save(frame, tmp_path / "long.parquet")
+    assert read_series(tmp_path / "long.parquet").parts[0].cache_files
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+
+
+@pytest.mark.parametrize("layout", ["long", "rows", "scattered", "csv"])
+def test_streamed_series_are_those_read_at_once(frame, tmp_path, monkeypatch, layout):
+    monkeypatch.setattr("chronomoe.data.files.BATCH_ROWS", 7)
+    frame = pd.concat([frame.assign(item_id=f"{number}" + frame["item_id"]) for number in range(4)])
+    path = tmp_path / ("data.csv" if layout == "csv" else "data.parquet")
+    if layout == "rows":
+        found = [(name, list(part.timestamp), list(part.target)) for name, part in frame.groupby("item_id")]
+        pd.DataFrame(found, columns=["id", "timestamp", "target"]).to_parquet(path)
+    else:
+        save(frame.sort_values("timestamp", kind="stable") if layout == "scattered" else frame, path)
+    parts = list(stream_series(path, freq="h"))
+    assert len(parts) > 2
+    same([series for part in parts for series in part], read_series(path, freq="h"))
 
 
 def test_a_folder_of_one_file_is_that_file(frame, tmp_path):

@@ -1,0 +1,304 @@
+"""Series into a pipeline, its forecasts out of it as a long frame: what ``predict_df`` and the command share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from chronos.chronos2.dataset import PreparedInput
+from chronos.chronos2.preprocess import from_data_frame
+from numpy.typing import NDArray
+
+from chronomoe.data.checks import as_numbers, as_timestamps, check_columns, check_finite, check_names
+from chronomoe.data.frequency import Rows
+from chronomoe.data.intake import DATE, ONLY_ITEM, Wish, frame_to_rows, take_in, tidy, to_long
+from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
+from chronomoe.data.table import SeriesTable
+from chronomoe.errors import InputError
+
+Ahead = Mapping[str, NDArray[np.floating[Any]]]
+"""Known covariates of the forecast steps by name, ``(series, horizon)``."""
+_DIGITS = 2.0**10  # of float32's 2 ** 24 steps, a row that varies less than 1 in this many of its level keeps too few
+_SAFE = 40  # powers of two that float32 squares and sums without loss
+
+
+class Unit(NamedTuple):
+    """How rows became float32: ``(values - level) / size``. The size is a power of two, so dividing is exact."""
+
+    level: NDArray[np.float64]
+    size: NDArray[np.float64]
+
+
+def find_unit(rows: NDArray[np.floating[Any]]) -> Unit:
+    """Return the unit in which float32 loses no digits that matter; 0 and 1 for most rows.
+
+    Forecasts do not depend on level and size of a series, but float32 has seven digits and its squares end at 1e38.
+    """
+    low = np.fmin.reduce(rows, axis=1, dtype=np.float64, initial=np.nan)
+    high = np.fmax.reduce(rows, axis=1, dtype=np.float64, initial=np.nan)
+    low, high = np.nan_to_num(low), np.nan_to_num(high)
+    level = np.where(np.maximum(np.abs(low), np.abs(high)) > _DIGITS * (high - low), low, 0.0)
+    exponent = np.frexp(np.maximum(np.abs(low - level), np.abs(high - level)))[1]
+    return Unit(level, np.where(np.abs(exponent) > _SAFE, np.exp2(exponent), 1.0))
+
+
+def forecast(
+    predict_quantiles: Callable[..., Any],
+    table: SeriesTable,
+    *,
+    horizon: int,
+    levels: Sequence[float],
+    ahead: Ahead | None = None,
+    context_length: int,
+    mixed: bool = False,
+    **options: Any,
+) -> pd.DataFrame:
+    """Forecast series and return a row for each step: ids, times, ``target_name``, ``predictions`` and each level.
+
+    Series of similar length share a batch, unless the whole batch is one group, which is then that of the caller.
+
+    Args:
+        predict_quantiles: as in ``Chronos2Pipeline``.
+        table: checked series.
+        horizon: steps to forecast.
+        levels: quantile levels.
+        ahead: known covariates.
+        context_length: latest steps of each series that are looked at.
+        mixed: whether series of a batch move each other (``cross_learning``).
+        **options: of ``predict_quantiles``.
+
+    Raises:
+        InputError: a forecast step lies after the year 2262.
+    """
+    times = table.layout.clock.show(table.horizon(horizon))
+    order = np.arange(len(table)) if mixed else np.argsort(-table.lengths, kind="stable")
+    inputs, units = [], []
+    for index in order:
+        known = {} if ahead is None else {name: values[index] for name, values in ahead.items()}
+        prepared, unit = _prepare(table, int(index), known, horizon=horizon, context_length=context_length)
+        inputs.append(prepared)
+        units.append(unit)
+    quantiles, medians = predict_quantiles(
+        inputs,
+        prediction_length=horizon,
+        quantile_levels=list(levels),
+        limit_prediction_length=False,
+        context_length=context_length,
+        **options,
+    )
+    values = np.concatenate([torch.stack(medians).numpy()[..., None], torch.stack(quantiles).numpy()], axis=-1)
+    size = np.stack([unit.size for unit in units])[:, :, None, None]
+    level = np.stack([unit.level for unit in units])[:, :, None, None]
+    found = np.empty(values.shape)  # series, variate, step, median and levels
+    found[order] = values * size + level
+    names = table.layout.names
+    steps = np.arange(len(times)).reshape(len(table), 1, horizon).repeat(len(names), axis=1).ravel()
+    return pd.DataFrame(
+        {
+            ITEM_ID: np.array(table.facts.item_ids, dtype=object).repeat(horizon * len(names)),
+            TIMESTAMP: times[steps],
+            "target_name": np.tile(np.array(names, dtype=object).repeat(horizon), len(table)),
+            **dict(zip(["predictions", *map(str, levels)], found.reshape(len(steps), -1).T, strict=True)),
+        }
+    )
+
+
+def _prepare(
+    table: SeriesTable,
+    index: int,
+    known: Mapping[str, NDArray[np.floating[Any]]],
+    *,
+    horizon: int,
+    context_length: int,
+) -> tuple[PreparedInput, Unit]:
+    series = table[index]
+    past_only = [name for name in series.covariates if name not in known]
+    covariates = [series.covariates[name] for name in (*past_only, *known)]
+    rows = np.concatenate([series.target, *(values[None] for values in covariates)])[:, -context_length:]
+    future = np.full((len(rows), horizon), np.nan)
+    future[len(rows) - len(known) :] = np.stack(list(known.values())) if known else 0
+    unit = find_unit(np.concatenate([rows, future], axis=1))
+    level, size = unit.level[:, None], unit.size[:, None]
+    count = len(series.target)
+    prepared = PreparedInput(
+        context=torch.from_numpy(((rows - level) / size).astype(np.float32)),
+        future_covariates=torch.from_numpy(((future - level) / size).astype(np.float32)),
+        n_targets=count,
+        n_covariates=len(covariates),
+        n_future_covariates=len(known),
+    )
+    return prepared, Unit(unit.level[:count], unit.size[:count])
+
+
+def read_future(frame: pd.DataFrame, *, only: str | None) -> pd.DataFrame:
+    """Return a frame of future values with ``item_id`` and parsed ``timestamp``.
+
+    Args:
+        frame: as it was given.
+        only: the item where there is a single one, whose id may be missing on one of both sides.
+
+    Raises:
+        InputError: columns are missing or misnamed, or there is no covariate.
+    """
+    frame = tidy(frame)
+    frame = frame.rename(columns={} if TIMESTAMP in frame else {DATE: TIMESTAMP})
+    if only is not None and (ITEM_ID not in frame or (only == ONLY_ITEM and frame[ITEM_ID].nunique() == 1)):
+        frame = frame.assign(**{ITEM_ID: only})
+    check_columns([ITEM_ID, TIMESTAMP], list(frame.columns))
+    if len(frame.columns) < 3:
+        raise InputError("a frame of future values needs a column for at least one known covariate, got none")
+    return frame.assign(**{TIMESTAMP: as_timestamps(frame[TIMESTAMP])})
+
+
+def known_names(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Return the known covariates that a frame of future values has."""
+    return tuple(name for name in tidy(frame).columns if name not in (ITEM_ID, TIMESTAMP, DATE))
+
+
+def rows_ahead(future: pd.DataFrame, table: SeriesTable, *, horizon: int, trusted: bool = False) -> NDArray[np.int64]:
+    """Return the row of ``future`` for every forecast step of every series; rows of other times and items are ignored.
+
+    Args:
+        future: of ``read_future``.
+        table: the past.
+        horizon: steps to forecast.
+        trusted: take the first rows of each item whatever their times.
+
+    Raises:
+        InputError: a step is missing; the message names the item and what is there.
+    """
+    item_ids, count = table.facts.item_ids, len(table)
+    codes = pd.Index(item_ids).get_indexer(pd.Index(future[ITEM_ID].astype(str)))
+    times = table.layout.clock.read(pd.DatetimeIndex(future[TIMESTAMP])).asi8
+    order = np.lexsort([times, codes])
+    order = order[codes[order] >= 0]
+    wanted = table.horizon(horizon).asi8.reshape(count, horizon)
+    if trusted:
+        first = np.cumsum(np.bincount(codes[order], minlength=count)) - np.bincount(codes[order], minlength=count)
+        inside = np.arange(len(order)) - first[codes[order]] < horizon
+    else:
+        inside = (times[order] >= wanted[codes[order], 0]) & (times[order] <= wanted[codes[order], -1])
+    found = order[inside]
+    counts = np.bincount(codes[found], minlength=count)
+    fits = counts == horizon
+    if fits.all() and not trusted:
+        fits = (times[found].reshape(count, horizon) == wanted).all(axis=1)
+    if not fits.all():
+        item = int(np.flatnonzero(~fits)[0])
+        own = times[codes == item]
+        got = f"{len(own)} steps from {pd.Timestamp(own.min())} to {pd.Timestamp(own.max())}" if len(own) else "none"
+        raise InputError(
+            f"future values must cover the {horizon} steps from {pd.Timestamp(wanted[item, 0])} to "
+            f"{pd.Timestamp(wanted[item, -1])} of item {item_ids[item]!r}, got {got}"
+        )
+    return found
+
+
+def values_ahead(
+    future: pd.DataFrame, table: SeriesTable, *, horizon: int, trusted: bool = False
+) -> dict[str, NDArray[np.floating[Any]]]:
+    """Return the known covariates of the forecast steps.
+
+    Raises:
+        InputError: as ``rows_ahead``, or a value is not a finite number.
+    """
+    rows = rows_ahead(future, table, horizon=horizon, trusted=trusted)
+    places = Rows(table.facts.item_ids, table.horizon(horizon), np.arange(len(table) + 1) * horizon)
+    found = {}
+    for name in table.layout.known:
+        values = as_numbers(future[name])[rows]
+        if not trusted:
+            check_finite(name, values, places)
+        found[name] = values.reshape(len(table), horizon)
+    return found
+
+
+def is_category(column: pd.Series) -> bool:
+    """Return whether a column holds categories: pandas' type of that name, or text that is no number."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return not pd.api.types.is_bool_dtype(column.dtype.categories.dtype)
+    if pd.api.types.is_numeric_dtype(column.dtype) or pd.api.types.is_datetime64_any_dtype(column.dtype):
+        return False
+    return bool((pd.to_numeric(column, errors="coerce").isna() & column.notna()).any())
+
+
+def take_in_frames(
+    past: pd.DataFrame, future: pd.DataFrame | None, wish: Wish, *, horizon: int
+) -> tuple[SeriesTable, Ahead | None]:
+    """Check frames of the past and of known covariates as a file is checked.
+
+    Categories, which a file must not hold, are encoded by upstream: each by the mean of the target of its item where
+    there is one target, else by number. Booleans count as 0 and 1.
+
+    Raises:
+        InputError: the frames break a rule of ``frame_to_series`` or of ``rows_ahead``.
+    """
+    past = to_long(past, wish.target)
+    if wish.target == (TARGET,) and TARGET not in past:
+        check_columns([TARGET], list(past.columns))
+    if future is not None:
+        names = past[ITEM_ID].drop_duplicates()
+        future = read_future(future, only=str(names.iloc[0]) if len(names) == 1 else None)
+    categories = [
+        name for name in past.columns if name not in {ITEM_ID, TIMESTAMP, *wish.target} and is_category(past[name])
+    ]
+    if categories:
+        past, future = _encode(past, future, categories, wish, horizon=horizon)
+    table = take_in([frame_to_rows(past, wish)], wish)
+    if future is None:
+        return table, None
+    return table, values_ahead(future, table, horizon=horizon, trusted=wish.trusted)
+
+
+def _encode(
+    past: pd.DataFrame, future: pd.DataFrame | None, categories: Sequence[str], wish: Wish, *, horizon: int
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Return both frames with numbers for categories, the future one cut to the forecast steps."""
+    known = [name for name in wish.known if name in categories]
+    bare = wish._replace(known=tuple(name for name in wish.known if name not in categories))
+    table = take_in([frame_to_rows(past.drop(columns=categories), bare)], bare)
+    codes = pd.Index(table.facts.item_ids).get_indexer(pd.Index(past[ITEM_ID].astype(str)))
+    order = np.lexsort([pd.DatetimeIndex(past[TIMESTAMP]).asi8, codes])
+    past = past.iloc[order[codes[order] >= 0]].reset_index(drop=True)
+    rows = None
+    if future is not None:
+        rows = rows_ahead(future, table, horizon=horizon, trusted=wish.trusted)
+        future = future.iloc[rows].reset_index(drop=True)
+    columns = {name: past[name].astype(str).where(past[name].notna()).astype("category") for name in categories}
+    numbers = {name: as_numbers(past[name]) for name in wish.target}
+    ids = past[ITEM_ID].astype(str)
+    encoded = from_data_frame(
+        pd.DataFrame({ITEM_ID: ids, TIMESTAMP: past[TIMESTAMP], **numbers, **columns}),
+        target_columns=list(wish.target),
+        prediction_length=horizon,
+        future_df=None
+        if future is None or not known
+        else pd.DataFrame(
+            {ITEM_ID: future[ITEM_ID].astype(str), TIMESTAMP: future[TIMESTAMP]}
+            | {name: future[name].astype(str).where(future[name].notna()) for name in known}
+        ),
+        validate_inputs=False,
+    )
+    names = [name for name in categories if name not in known] + [name for name in categories if name in known]
+    first = len(wish.target)
+    past = past.assign(
+        **{name: np.concatenate([one["context"][first + row] for one in encoded]) for row, name in enumerate(names)}
+    )
+    if future is not None:
+        future = future.assign(
+            **{
+                name: np.concatenate([one["future_covariates"][first + row] for one in encoded])
+                for row, name in enumerate(names)
+                if name in known
+            }
+        )
+    return past, future
+
+
+def with_ids(found: pd.DataFrame, given: pd.Series) -> pd.DataFrame:
+    """Return forecasts with the item ids that a caller gave, in their type."""
+    given = given.drop_duplicates()
+    check_names([str(item_id) for item_id in given])
+    places = pd.Index([str(item_id) for item_id in given]).get_indexer(pd.Index(found[ITEM_ID]))
+    return found.assign(**{ITEM_ID: given.array.take(places)})

@@ -1,0 +1,143 @@
+"""A file in, forecasts out, in a stream."""
+
+import itertools
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from chronomoe.data.files import content_key, read_table, stream_series
+from chronomoe.data.forecasts import forecast, known_names, read_future, values_ahead
+from chronomoe.data.series import TARGET
+from chronomoe.data.soft_targets import revision
+from chronomoe.errors import InputError
+from chronomoe.pipeline import ChronoMoEPipeline
+from chronomoe.stages.commands import check_file_out
+from chronomoe.stages.workspace import room, whole_file
+
+
+def predict_file(
+    model: str,
+    file: Path,
+    *,
+    horizon: int,
+    out: Path,
+    future: Path | None = None,
+    target: Sequence[str] | None = None,
+    freq: str | None = None,
+    levels: Sequence[float] = (0.1, 0.5, 0.9),
+    batch_size: int = 256,
+    console: Console | None = None,
+) -> int:
+    """Forecast every series of a file, write a CSV or Parquet file and return its number of rows.
+
+    Series are read, forecast and written part by part, so that a Parquet file may be larger than memory. Finished parts
+    lie in ``<out>.parts`` until all are there: after a kill, the same call goes on with the first one that is missing.
+
+    Args:
+        model: hub id, folder, s3:// URL or "tiny".
+        file: past values in any format that ``read_series`` reads.
+        horizon: steps to forecast.
+        out: ``.csv`` or ``.parquet``; there whole or not at all.
+        future: future values of known covariates, long, with the same item ids; in memory at once.
+        target: column to forecast, or several.
+        freq: pandas alias of one step; inferred when None.
+        levels: quantile levels.
+        batch_size: rows forecast at once.
+        console: where progress is shown.
+
+    Raises:
+        InputError: a file cannot be read or written, or what is in it breaks a rule of ``frame_to_series``.
+    """
+    if out.suffix not in (".csv", ".parquet"):
+        raise InputError(f"forecasts are written to a .csv or .parquet file, got {out}")
+    if horizon < 1:
+        raise InputError(f"horizon must be at least 1 step, got {horizon}")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1 row, got {batch_size}")
+    check_file_out(out, inputs=[file] if future is None else [file, future])
+    ahead = None if future is None else read_table(future)
+    series = stream_series(
+        file,
+        target=list(target) if target else TARGET,
+        known_covariates=() if ahead is None else known_names(ahead),
+        freq=freq,
+    )
+    first = next(series, None)
+    if first is None:
+        raise InputError(f"{str(file)!r} has no series with a value")
+    if ahead is not None:
+        ahead = read_future(ahead, only=first.facts.item_ids[0] if len(first) == 1 else None)
+        values_ahead(ahead, first, horizon=horizon)  # refuse before the model is loaded
+    first.horizon(horizon)
+    pipeline = ChronoMoEPipeline.from_pretrained(model)
+    files = [file] if future is None else [file, future]
+    scratch = out.with_name(f"{out.name}.parts")
+    key = content_key(files, revision(pipeline.model), horizon, target, freq, list(levels))
+    parts: list[Path] = []
+    with room(out.parent, out.name):
+        _start(scratch, key)
+        with _progress(console) as progress:
+            task = progress.add_task("series forecast", total=None)
+            try:
+                for number, table in enumerate(itertools.chain([first], series)):
+                    part = scratch / f"{number:06d}.parquet"
+                    parts.append(part)
+                    if not part.exists():
+                        found = forecast(
+                            pipeline.predict_quantiles,
+                            table,
+                            horizon=horizon,
+                            levels=levels,
+                            ahead=None if ahead is None else values_ahead(ahead, table, horizon=horizon),
+                            context_length=pipeline.model_context_length,
+                            batch_size=batch_size,
+                        )
+                        found.to_parquet(part.with_suffix(".writing"), index=False)
+                        part.with_suffix(".writing").replace(part)
+                    progress.advance(task, len(table))
+            except InputError:  # the caller will change the file, or the options, and with them the key
+                shutil.rmtree(scratch)
+                raise
+    with whole_file(out) as writing:
+        rows = _join(parts, writing)
+    shutil.rmtree(scratch)
+    return rows
+
+
+def _start(scratch: Path, key: str) -> None:
+    """Make the folder of parts, empty unless the same forecast was interrupted."""
+    mark = scratch / "key"
+    if not mark.exists() or mark.read_text() != key:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        mark.write_text(key)
+
+
+def _progress(console: Console | None) -> Progress:
+    console = console or Console(quiet=True)
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def _join(parts: Sequence[Path], out: Path) -> int:
+    """Write parts as one file, one of them in memory at once, and return its number of rows."""
+    rows = 0
+    if out.suffix == ".csv":
+        for part in parts:
+            frame = pd.read_parquet(part)
+            frame.to_csv(out, index=False, mode="a" if rows else "w", header=not rows, float_format="%.10g")
+            rows += len(frame)
+        return rows
+    schema: pa.Schema = pq.read_schema(parts[0])
+    with pq.ParquetWriter(out, schema) as writer:
+        for part in parts:
+            table = pq.read_table(part).cast(schema)
+            writer.write_table(table)
+            rows += len(table)
+    return rows
