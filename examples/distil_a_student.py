@@ -14,7 +14,7 @@ def main(out: Path, steps: int = 300) -> None:
     traffic = load_domain("demo:traffic")
     windows = WindowConfig(context_length=256, horizon=48)
     distil_domain("tiny", traffic, out, windows=windows, student="small", training=DistilConfig(steps=steps))
-    past = traffic.series[0].target[0]
+    past = traffic.series[0].target[0].copy()
     quantiles, median = ChronoMoEPipeline.from_pretrained(out).predict_quantiles([past], prediction_length=48)
     print(f"{traffic.series[0].item_id}: median of the next hour {median[0][0, :4].tolist()}")
 

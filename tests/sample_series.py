@@ -34,3 +34,12 @@ def sample_domain(kind="wave", *, count=3, name=None, length=200, **options):
     """Return a domain of several series of one kind."""
     series = [sample_series(kind, length, seed=seed, **options) for seed in range(count)]
     return Domain(name=name or kind, series=series, seasonality=12)
+
+
+def series_to_frame(series):
+    """Return one long frame of series that have the same columns."""
+    parts = []
+    for item in series:
+        values = {**dict(zip(item.target_names, item.target, strict=True)), **item.covariates}
+        parts.append(pd.DataFrame({"item_id": item.item_id, "timestamp": item.timestamps(), **values}))
+    return pd.concat(parts, ignore_index=True)

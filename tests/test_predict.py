@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from chronomoe import ChronoMoEPipeline
-from chronomoe.data import files
+from chronomoe.data import parquet
 from chronomoe.data.forecasts import find_unit
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import use_exact_group_attention
@@ -155,7 +155,7 @@ def test_a_horizon_past_the_year_2262_is_refused_before_anything_is_forecast(moe
 @pytest.fixture
 def large(make_frame, tmp_path, monkeypatch):
     """A Parquet file of ragged series that is read in several parts."""
-    monkeypatch.setattr(files, "BATCH_ROWS", 150)
+    monkeypatch.setattr(parquet, "BATCH_ROWS", 150)
     frames = [make_frame(1, 30 + 17 * (number % 5), seed=number).assign(item_id=f"i{number}") for number in range(12)]
     frame = pd.concat(frames, ignore_index=True)
     frame.to_parquet(tmp_path / "past.parquet")

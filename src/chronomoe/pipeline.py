@@ -21,7 +21,8 @@ from chronomoe.checkpoints.checking import FORMAT, check_checkpoint
 from chronomoe.checkpoints.finding import ACCEPTED, HUB_OPTIONS, architecture, find_checkpoint, read_config
 from chronomoe.checkpoints.writing import PUSH_OPTIONS, push_folder, whole_folder
 from chronomoe.data.forecasts import forecast, known_names, take_in_frames, with_ids
-from chronomoe.data.intake import Wish, tidy
+from chronomoe.data.frames import tidy
+from chronomoe.data.intake import Wish
 from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import use_exact_group_attention
@@ -156,21 +157,8 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         neither the level of a series nor its unit costs digits. Booleans count as 0 and 1, text and pandas' categories
         are encoded as upstream does it.
 
-        Args:
-            df: the past, its rows in any order.
-            future_df: known covariates of at least the forecast steps.
-            id_column: names the series; a frame without it is one series.
-            timestamp_column: times.
-            target: column to forecast, or several for multivariate series.
-            prediction_length: steps to forecast; by default what the model forecasts in one pass.
-            quantile_levels: a column for each.
-            batch_size: rows forecast at once; those of similar length together.
-            context_length: latest steps looked at.
-            cross_learning: make each batch one group.
-            validate_inputs: check times, values and future rows; without, series that have no value at all are forecast
-                too, and future rows are taken in their order.
-            freq: pandas alias of one step; inferred by default.
-            **predict_kwargs: of ``predict_quantiles``, such as ``after_batch``.
+        Rows may come in any order, and ``future_df`` may hold more than the forecast steps. ``validate_inputs=False``
+        leaves out the checks: series that have no value at all are forecast too, and future rows taken in their order.
 
         Raises:
             InputError: a frame breaks a rule of ``frame_to_series``.

@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from chronomoe.data.files import content_key, read_table, stream_series
+from chronomoe.data.files import read_table, stream_series
 from chronomoe.data.forecasts import forecast, known_names, read_future, values_ahead
+from chronomoe.data.parquet import content_key
 from chronomoe.data.series import TARGET
 from chronomoe.data.soft_targets import revision
 from chronomoe.errors import InputError

@@ -45,7 +45,6 @@ BAD_FRAMES = {
     "misnamed target": (lambda frame: frame.rename(columns={"target": "traget"}), "Did you mean 'traget'"),
     "misnamed item": (lambda frame: frame.rename(columns={"item_id": "id"}), "missing column 'item_id'.* 'id'"),
     "no timestamp": (drop("timestamp"), "missing column 'timestamp'"),
-    "unsorted": (lambda frame: frame.iloc[::-1], "unsorted timestamps: .*s1"),
     "duplicated": (lambda frame: pd.concat([frame, frame.tail(1)]), "duplicated timestamp: .*s1"),
     "irregular": (lambda frame: frame.drop(index=[5, 17]), "irregular.*s0|s0.*irregular|regular"),
     "empty": (lambda frame: frame.head(0), "empty"),

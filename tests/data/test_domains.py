@@ -8,7 +8,7 @@ import pytest
 
 from chronomoe.data import domains
 from chronomoe.data.domains import BENCHMARKS, Domain, Split, demo_domains, load_domain
-from chronomoe.data.intake import frame_to_series
+from chronomoe.data.frames import frame_to_series
 from chronomoe.errors import InputError, nearest
 
 STEPS = 50

@@ -12,9 +12,9 @@ import pytest
 
 from chronomoe.data.files import read_series, stream_series
 from chronomoe.data.intake import dataset_to_series
-from chronomoe.data.series import series_to_frame
 from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
+from sample_series import series_to_frame
 
 STEPS = 6
 TIMES = pd.date_range("2024-01-01", periods=STEPS, freq="h")
@@ -224,7 +224,7 @@ def test_a_data_set_without_the_target_is_refused_with_the_nearest_column():
 
 @pytest.mark.parametrize("batch", [1, 4, 6, 7, 100])
 def test_a_streamed_parquet_file_equals_the_one_read_into_memory(frame, tmp_path, batch, monkeypatch):
-    monkeypatch.setattr("chronomoe.data.files.BATCH_ROWS", batch)
+    monkeypatch.setattr("chronomoe.data.parquet.BATCH_ROWS", batch)
     path = tmp_path / "long.parquet"
     frame = pd.concat([frame, frame.assign(item_id="c" + frame["item_id"]).iloc[:7]])
     save(frame, path)
@@ -376,7 +376,7 @@ def test_the_cache_can_be_named_by_the_environment(frame, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("layout", ["long", "rows", "scattered", "csv"])
 def test_streamed_series_are_those_read_at_once(frame, tmp_path, monkeypatch, layout):
-    monkeypatch.setattr("chronomoe.data.files.BATCH_ROWS", 7)
+    monkeypatch.setattr("chronomoe.data.parquet.BATCH_ROWS", 7)
     frame = pd.concat([frame.assign(item_id=f"{number}" + frame["item_id"]) for number in range(4)])
     path = tmp_path / ("data.csv" if layout == "csv" else "data.parquet")
     if layout == "rows":

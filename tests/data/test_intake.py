@@ -4,10 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from chronomoe.data.frames import frame_to_series, is_wide, to_long
 from chronomoe.data.frequency import default_seasonality
-from chronomoe.data.intake import frame_to_series, is_wide, to_long
-from chronomoe.data.series import Series, series_to_frame
+from chronomoe.data.series import Series
 from chronomoe.errors import InputError
+from sample_series import series_to_frame
 
 
 def long_frame(items=("a", "b"), steps=6, freq="h", **columns):
@@ -97,26 +98,16 @@ def test_series_to_frame_inverts_frame_to_series():
     pd.testing.assert_frame_equal(back, frame, check_dtype=False)
 
 
-def test_series_to_frame_fills_columns_that_a_series_lacks():
-    plain, priced = frame_to_series(long_frame(items=("a",))), frame_to_series(long_frame(items=("b",), price=1.0))
-    back = series_to_frame([*plain, *priced])
-    assert back["price"].isna().sum() == 6
-
-
 @pytest.mark.parametrize(
     "freq",
     ["h", "15min", "10min", "30s", "D", "2D", "B", "W-SUN", "W-WED", "2W-WED", "MS", "ME", "BMS", "QS-JAN", "QE-DEC"]
     + ["YS-JAN"],
 )
-def test_the_usual_frequencies_are_inferred_and_cut_by(freq):
+def test_the_usual_frequencies_are_inferred(freq):
     steps = 24
     (series,) = frame_to_series(long_frame(items=("a",), steps=steps, freq=freq))
     times = pd.date_range("2024-01-01", periods=steps, freq=freq)
     pd.testing.assert_index_equal(series.timestamps(), times, exact="equiv", check_names=False)
-    part = series.cut(5, 9)
-    assert part.start == times[5]
-    np.testing.assert_array_equal(part.target, series.target[:, 5:9])
-    assert np.shares_memory(part.target, series.target)
 
 
 def test_weekly_items_may_have_their_own_weekdays():
@@ -443,8 +434,6 @@ def test_a_series_checks_its_shapes():
         Series(item_id="a", start=start, freq="h", target=values[:1], covariates={"x": values[0, :2]})
     with pytest.raises(InputError, match="known covariates"):
         Series(item_id="a", start=start, freq="h", target=values[:1], known=("x",))
-    with pytest.raises(InputError, match="rows must lie within 0:4"):
-        Series(item_id="a", start=start, freq="h", target=values[:1]).cut(2, 5)
 
 
 @pytest.mark.parametrize(

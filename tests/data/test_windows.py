@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from chronomoe.data.domains import Domain, load_domain
-from chronomoe.data.intake import frame_to_series
+from chronomoe.data.frames import frame_to_series
 from chronomoe.data.windows import (
     EvaluationWindows,
     JoinedWindows,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from chronomoe.data.domains import Domain
-from chronomoe.data.intake import frame_to_series
+from chronomoe.data.frames import frame_to_series
 from chronomoe.data.windows import WindowConfig
 from chronomoe.errors import InputError
 from chronomoe.evaluation.baselines import ensemble, greedy_portfolio, rerouted
@@ -236,7 +236,8 @@ def test_drawn_forecasts_are_those_of_their_window(tasks, comparison):
         stamps = list(map(str, series.timestamps()))
         cutoff = stamps.index(one["target_timestamps"][0])
         assert stamps[cutoff - 1] == one["context_timestamps"][-1]
-        assert one["target"] in [row[cutoff : cutoff + 16].tolist() for row in series.target]
+        rows = [row[cutoff : cutoff + 16].astype(np.float32).tolist() for row in series.target]
+        assert one["target"] in rows
         assert np.shape(one["models"]["mixture"]) == (9, 16)
         assert sum(one["gates"]) == pytest.approx(1)
         assert set(one["experts"]) <= set(EXPERTS)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from chronomoe.data.checks import as_timestamps
 from chronomoe.data.files import check_file, read_table
-from chronomoe.data.intake import DATE, frame_to_series
+from chronomoe.data.frames import DATE, frame_to_series
 from chronomoe.data.series import TARGET, TIMESTAMP
 from chronomoe.data.split import Split
 from chronomoe.data.table import SeriesTable

@@ -11,8 +11,9 @@ from chronos.chronos2.preprocess import from_data_frame
 from numpy.typing import NDArray
 
 from chronomoe.data.checks import as_numbers, as_timestamps, check_columns, check_finite, check_names
+from chronomoe.data.frames import DATE, ONLY_ITEM, frame_to_rows, tidy, to_long
 from chronomoe.data.frequency import Rows
-from chronomoe.data.intake import DATE, ONLY_ITEM, Wish, frame_to_rows, take_in, tidy, to_long
+from chronomoe.data.intake import Wish, take_in
 from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
 from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError

@@ -1,6 +1,5 @@
 """One series, and the names that its columns have in frames and files."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +7,6 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chronomoe.data.frequency import parse_freq
 from chronomoe.errors import InputError
 
 ITEM_ID = "item_id"
@@ -60,48 +58,3 @@ class Series:
     def timestamps(self) -> pd.DatetimeIndex:
         """Return the time of every step."""
         return pd.date_range(self.start, periods=len(self), freq=self.freq)
-
-    def cut(self, start: int, stop: int) -> "Series":
-        """Return rows ``start:stop`` (counted from 0) as a series that shares memory with this one.
-
-        Raises:
-            InputError: the rows do not lie within the series.
-        """
-        if not 0 <= start <= stop <= len(self):
-            raise InputError(f"rows must lie within 0:{len(self)} of item {self.item_id!r}, got {start}:{stop}")
-        return Series(
-            item_id=self.item_id,
-            start=self.start if start == 0 else self.start + start * parse_freq(self.freq),
-            freq=self.freq,
-            target=self.target[:, start:stop],
-            target_names=self.target_names,
-            covariates={name: values[start:stop] for name, values in self.covariates.items()},
-            known=self.known,
-        )
-
-
-def series_to_frame(series: Sequence[Series]) -> pd.DataFrame:
-    """Return one long frame: ``item_id``, ``timestamp``, a column for each variate and each covariate.
-
-    A series that lacks a column of another one has NaN there.
-
-    Raises:
-        InputError: there are no series.
-    """
-    items = list(series)
-    if not items:
-        raise InputError("series_to_frame needs at least one series, got none")
-    rows = [{**dict(zip(item.target_names, item.target, strict=True)), **item.covariates} for item in items]
-    targets = dict.fromkeys(name for item in items for name in item.target_names)
-    names = list(targets | dict.fromkeys(name for item in items for name in item.covariates))
-    columns: dict[str, object] = {
-        ITEM_ID: np.repeat(np.array([item.item_id for item in items], dtype=object), [len(item) for item in items]),
-        TIMESTAMP: np.concatenate([item.timestamps().to_numpy() for item in items]),
-    }
-    for name in names:
-        parts = [
-            row[name] if name in row else np.full(len(item), np.nan, dtype=np.float32)
-            for item, row in zip(items, rows, strict=True)
-        ]
-        columns[name] = np.concatenate(parts)
-    return pd.DataFrame(columns)

@@ -1,0 +1,151 @@
+"""Long and wide frames as Arrow tables of one row a series."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from chronomoe.data.checks import as_numbers, as_timestamps, check_columns, check_known, check_names, listed, similar
+from chronomoe.data.intake import Wish, take_in
+from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
+from chronomoe.data.table import SeriesTable
+from chronomoe.errors import InputError
+
+DATE = "date"
+"""What wide files of the long-horizon benchmarks call ``timestamp``."""
+ONLY_ITEM = "series"
+"""The ``item_id`` of a frame that has a target column and no ``item_id``."""
+_NAMELESS = r"Unnamed: \d+(_level_\d+)?(\.\d+)?|__index_level_\d+__|\s*"
+
+
+def frame_to_series(
+    frame: pd.DataFrame,
+    *,
+    target: str | Sequence[str] = TARGET,
+    known_covariates: Sequence[str] = (),
+    freq: str | None = None,
+) -> SeriesTable:
+    """Check a frame and return its series, in order of first appearance.
+
+    A long frame has ``item_id``, ``timestamp``, the target and any number of covariate columns, all numbers; without
+    ``item_id`` it is one series. A wide frame (see ``is_wide``) has one univariate series in each column. Missing
+    values stay NaN. Series without any target value are dropped with a warning. Columns without a name, such as row
+    numbers that pandas or R wrote, are no data.
+
+    Args:
+        frame: Long or wide, its rows in any order.
+        target: Column to forecast, or several for multivariate series.
+        known_covariates: Columns whose future is known at forecast time; all others besides the target are past-only.
+        freq: Pandas alias of one step; inferred when None.
+
+    Raises:
+        InputError: columns are missing or hold anything but numbers, a value is infinite, timestamps are duplicated
+            or irregular, or there is nothing in it.
+    """
+    wish = Wish.of(target, known_covariates, freq)
+    return take_in([frame_to_rows(frame, wish)], wish)
+
+
+def is_wide(frame: pd.DataFrame) -> bool:
+    """Return whether a frame has one column for each series: a time column, but no ``item_id`` and no ``target``."""
+    names = set(map(str, frame.columns))
+    return bool(names & {TIMESTAMP, DATE}) and not names & {ITEM_ID, TARGET}
+
+
+def to_long(frame: pd.DataFrame, target: Sequence[str] = (TARGET,)) -> pd.DataFrame:
+    """Return a long frame with times parsed: a wide one is turned, and ``item_id`` is added to a frame of one series.
+
+    Raises:
+        InputError: columns are missing or misnamed, or hold no times.
+    """
+    frame = tidy(frame)
+    if tuple(target) == (TARGET,) and is_wide(frame):
+        time, names = _wide_columns(frame)
+        times = as_timestamps(frame[time])
+        return pd.DataFrame(
+            {
+                ITEM_ID: np.repeat(np.array(names, dtype=object), len(frame)),
+                TIMESTAMP: times[np.tile(np.arange(len(times)), len(names))],
+                TARGET: np.concatenate([as_numbers(frame[name]) for name in names]),
+            }
+        )
+    if ITEM_ID not in frame:
+        if similar(ITEM_ID, frame.columns):
+            check_columns([ITEM_ID], list(frame.columns))
+        frame = frame.rename(columns={} if TIMESTAMP in frame else {DATE: TIMESTAMP})
+        check_columns([TIMESTAMP, *target], list(frame.columns))
+        frame = frame.assign(**{ITEM_ID: ONLY_ITEM})
+    check_columns([ITEM_ID, TIMESTAMP, *target], list(frame.columns))
+    return frame.assign(**{TIMESTAMP: as_timestamps(frame[TIMESTAMP])})
+
+
+def frame_to_rows(frame: pd.DataFrame, wish: Wish) -> pa.Table:
+    """Return a long or wide frame as an Arrow table with one row a series.
+
+    Raises:
+        InputError: columns are missing, hold no numbers or no times, or a row names no item.
+    """
+    frame = tidy(frame)
+    if wish.target == (TARGET,) and is_wide(frame) and wish.known:
+        raise InputError(
+            f"a wide frame has no covariates, got known_covariates {listed(wish.known)}; "
+            "name the target column with target=, then the others are covariates"
+        )
+    frame = to_long(frame, wish.target)
+    names = [name for name in frame.columns if name not in {ITEM_ID, TIMESTAMP}]
+    check_known(wish.known, [name for name in names if name not in wish.target])
+    codes, item_ids = item_codes(frame[ITEM_ID])
+    order = np.lexsort([frame[TIMESTAMP].array.asi8, codes])
+    bounds = pa.array(np.concatenate([[0], np.cumsum(np.bincount(codes))]), type=pa.int64())
+    columns = [pa.array(item_ids, type=pa.string())]
+    for name in (TIMESTAMP, *names):
+        values = frame[name].take(order) if name == TIMESTAMP else as_numbers(frame[name])[order]
+        array = pa.Array.from_pandas(values) if name == TIMESTAMP else pa.array(values)
+        columns.append(pa.LargeListArray.from_arrays(bounds, array))
+    return pa.table(columns, names=[ITEM_ID, TIMESTAMP, *names])
+
+
+def item_codes(column: pd.Series) -> tuple[NDArray[np.int64], list[str]]:
+    """Number the items of a column in order of first appearance, whatever its type, and return their names.
+
+    Raises:
+        InputError: a row names no item, or numbers and names are mixed.
+    """
+    codes, uniques = pd.factorize(column)
+    item_ids = [str(item_id) for item_id in uniques]
+    nameless = codes == (item_ids.index("") if "" in item_ids else -1)
+    if nameless.any():
+        row = int(np.flatnonzero(nameless)[0])
+        raise InputError(f"column {column.name!r} must name an item in every row, row {row} (counted from 0) is empty")
+    if len(set(item_ids)) < len(item_ids):
+        raise InputError(f"column {column.name!r} must hold names or numbers, not both")
+    return codes, item_ids
+
+
+def tidy(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the frame with named index levels as columns, all names as text, and no column that has none.
+
+    Raises:
+        InputError: it is empty, or a name is used twice.
+    """
+    if set(frame.index.names) & {ITEM_ID, TIMESTAMP, DATE}:
+        frame = frame.reset_index()
+    if frame.empty:
+        raise InputError(f"the frame is empty, it has {len(frame)} rows and {len(frame.columns)} columns")
+    frame = frame.set_axis([str(name) for name in frame.columns], axis="columns")
+    frame = frame.loc[:, ~frame.columns.str.fullmatch(_NAMELESS)]
+    check_names(list(frame.columns))
+    return frame
+
+
+def _wide_columns(frame: pd.DataFrame) -> tuple[str, list[str]]:
+    """Return the time column and the series columns of a wide frame."""
+    if similar(ITEM_ID, frame.columns):  # a long frame with misnamed columns
+        check_columns([ITEM_ID], list(frame.columns))
+    time = TIMESTAMP if TIMESTAMP in frame else DATE
+    names = [name for name in frame.columns if name != time]
+    if not names:
+        raise InputError(f"a wide frame needs a column of values beside {time!r}, got none")
+    return time, names
