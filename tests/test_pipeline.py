@@ -162,6 +162,35 @@ def test_a_forecast_does_not_depend_on_the_batch_size(pipeline, series, kind):
         assert_close(one, other)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_cross_learning_a_series_learns_from_those_that_chose_its_expert(mixture, series, kind):
+    pipeline, inputs = ChronoMoEPipeline(mixture), inputs_of(kind, series, 20)
+    pipeline.set_routing(top_k=1)
+    with torch.no_grad():  # series that differ little choose other experts all the same
+        scores = mixture.router(mixture.router_inputs(series.flatten(end_dim=1)[:, -64:]))
+        mixture.router.network[-1].bias.sub_(scores.mean(dim=0))
+    chosen = [next(iter(gates)) for gates in pipeline.routing(inputs)]
+    assert len(set(chosen)) > 1  # the comparison means something
+    actual = pipeline.predict(inputs, prediction_length=20, cross_learning=True)
+    for index, name in enumerate(NAMES):  # the slow reference: a stock pipeline for each expert
+        members = [place for place, expert in enumerate(chosen) if expert == name]
+        if members:
+            expected = Chronos2Pipeline(mixture.experts[index]).predict(
+                [inputs[place] for place in members], prediction_length=20, cross_learning=True
+            )
+            for place, one in zip(members, expected, strict=True):
+                assert_close(actual[place], one.sort(dim=1).values)
+
+
+@pytest.mark.filterwarnings("ignore:We recommend keeping prediction length")
+def test_in_cross_learning_of_copies_the_expert_of_a_series_does_not_matter(plain, series):
+    mixture = build_mixture({"one": plain, "other": plain}, MixtureConfig(routing=RoutingConfig(top_k=2)))
+    options = {"prediction_length": 3 * ONE_PASS, "cross_learning": True}
+    expected = ChronoMoEPipeline(plain).predict(series, **options)
+    for one, other in zip(ChronoMoEPipeline(mixture).predict(series, **options), expected, strict=True):
+        assert_close(one, other)
+
+
 def test_known_covariates_change_the_forecast_of_a_mixture(mixture, series):
     pipeline = ChronoMoEPipeline(mixture)
     inputs = with_covariates(series, 20)

@@ -1,5 +1,6 @@
 """The pipeline: all that a ``Chronos2Pipeline`` does, for Chronos-2 models and for ours."""
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -48,10 +49,12 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
     """Forecast with a Chronos-2 model, dense or with MoE layers, or a mixture of distilled experts.
 
     ``predict``, ``predict_quantiles``, ``predict_df``, ``predict_fev`` and ``embed`` are upstream's and take what they
-    take: univariate and multivariate series, past and known covariates, long horizons, ``cross_learning`` (which makes
-    a whole batch one group, and so gives it one choice of experts). Of each series ``predict`` returns
+    take: univariate and multivariate series, past and known covariates, long horizons, ``cross_learning``. Of each series ``predict`` returns
     ``(variate, quantile, horizon)``, ``predict_quantiles`` ``(variate, horizon, quantile)`` and the median, both in the
     unit of the series; ``predict_df`` takes and returns long frames; ``embed`` returns ``(variate, token, d_model)``.
+
+    ``cross_learning`` makes a whole batch one group. With a mixture, each series is routed on its own, with its
+    covariates, and learns from those of the batch that chose the same expert.
 
     It promises two things of every forecast that the stock pipeline, whose numbers they are otherwise, does not:
 
@@ -198,7 +201,10 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         """Forecast as upstream does, long horizons from its raw quantiles too, and keep the promises at the end."""
         level = constant_level(torch.cat([context, future_covariates], dim=1), group_ids=group_ids)
         level = level.to("cpu", torch.float32)  # as upstream's forecast, whatever the program's default
-        forecasts: list[Tensor] = super()._predict_batch(
+        alone = copy.copy(self)  # of this call: threads may share a pipeline
+        if isinstance(self.model, DistilledMoE) and len(group_ids.unique()) < len(target_idx_ranges):
+            alone.model = _RoutedBySeries(self.model, series_of_rows(target_idx_ranges, len(context)))
+        forecasts: list[Tensor] = super(ChronoMoEPipeline, alone)._predict_batch(
             context, group_ids, future_covariates, *rest, target_idx_ranges=target_idx_ranges, **options
         )
         rank = torch.tensor(self.quantiles).argsort().argsort()  # levels may come in any order
@@ -327,6 +333,28 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
                 f"{method} needs a mixture of distilled experts, this pipeline holds a {type(self.model).__name__}"
             )
         return self.model
+
+
+class _RoutedBySeries:
+    """A mixture that routes each series of a batch on its own, though the batch may be one group."""
+
+    def __init__(self, mixture: DistilledMoE, series: Tensor) -> None:
+        self.mixture, self.series = mixture, series.to(mixture.device)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.mixture, name)
+
+    def __call__(self, context: Tensor, **inputs: Any) -> Any:
+        """Forecast; each series has several rows in turn, one a path, where a long horizon is unrolled."""
+        paths = len(context) // len(self.series)
+        path = torch.arange(paths, device=self.series.device)
+        return self.mixture(context=context, route_ids=(self.series[:, None] * paths + path).flatten(), **inputs)
+
+
+def series_of_rows(target_idx_ranges: Sequence[Sequence[int]], rows: int) -> Int[Tensor, " row"]:
+    """Number the series of each row of a batch; a series' covariates follow its targets."""
+    first = torch.tensor([start for start, _ in target_idx_ranges])
+    return torch.searchsorted(first, torch.arange(rows), right=True) - 1
 
 
 def constant_level(values: Float[Tensor, "batch time"], *, group_ids: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
