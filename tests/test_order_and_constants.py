@@ -10,7 +10,7 @@ from chronos import Chronos2Pipeline
 
 from chronomoe import ChronoMoEPipeline, MoEConfig, MoEEnhancedChronos2, MoEInsertionConfig, load_teacher, upcycle
 from chronomoe.evaluation.metrics import score_windows
-from chronomoe.pipeline import constant_level, put_in_order
+from chronomoe.models.promises import constant_level, put_in_order
 from moe_models import train_by_chance
 
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]

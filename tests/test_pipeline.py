@@ -191,6 +191,33 @@ def test_in_cross_learning_of_copies_the_expert_of_a_series_does_not_matter(plai
         assert_close(one, other)
 
 
+class Watched(ChronoMoEPipeline):
+    """Notes how long the rows of each batch are."""
+
+    lengths = ()
+
+    def _predict_batch(self, context, *args, **options):
+        self.lengths = (*self.lengths, context.shape[1])
+        return super()._predict_batch(context, *args, **options)
+
+
+def test_series_of_similar_length_share_a_batch_and_come_back_in_order(plain, make_context):
+    rows = make_context(6, 60)
+    inputs = [row[-length:] for row, length in zip(rows, (60, 5, 58, 7, 9, 55), strict=True)]
+    pipeline = Watched(plain)
+    actual = pipeline.predict(inputs, prediction_length=20, batch_size=3)
+    assert pipeline.lengths == (9, 60)
+    for values, one in zip(inputs, actual, strict=True):
+        assert_close(one, pipeline.predict([values], prediction_length=20)[0])
+
+
+def test_cross_learning_keeps_the_callers_batches(plain, make_context):
+    inputs = [row[-length:] for row, length in zip(make_context(4, 60), (60, 5, 58, 7), strict=True)]
+    pipeline = Watched(plain)
+    pipeline.predict(inputs, prediction_length=20, batch_size=2, cross_learning=True)
+    assert pipeline.lengths == (60, 58)
+
+
 def test_known_covariates_change_the_forecast_of_a_mixture(mixture, series):
     pipeline = ChronoMoEPipeline(mixture)
     inputs = with_covariates(series, 20)

@@ -24,6 +24,7 @@ FORMAT = 1
 """Of our own checkpoints, ``chronomoe_format`` in ``config.json``; those before it have none."""
 Count = Annotated[int, Field(ge=1, le=1 << 24)]
 DtypeName = Literal["float32", "bfloat16", "float16", "float64"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 T = TypeVar("T")
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -189,3 +190,16 @@ def _compare(expected: Shapes, found: Shapes, *, name: str) -> None:
                 f"the weights in {name!r} are not those of its config.json: {len(keys)} are {fault}, "
                 f"such as {min(keys)!r}; save the model again"
             )
+
+
+def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    """Return the type that weights are loaded in; "auto" stays.
+
+    Raises:
+        InputError: there is no such type.
+    """
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
+        raise InputError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES[dtype]
