@@ -128,7 +128,7 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_place(values, place):
         ({"evaluation": {"windows_per_domain": 0}}, "windows_per_domain must be at least 1, got 0"),
         ({"evaluation": {"bootstrap_draws": 0}}, "bootstrap_draws must be at least 1"),
         ({"router_windows": 0}, "router_windows must be at least 1, got 0"),
-        ({"windows": {"horizon": 0}}, "horizon must be at least 1 step, got 0"),
+        ({"windows": {"horizon": 0}}, "horizon must be at least 1, got 0"),
         ({"windows": {"context_length": 8}}, "min_context_length must be from 1 to context_length"),
         ({"loss": {"soft_weight": 2}}, "soft_weight"),
     ],

@@ -41,6 +41,8 @@ class DomainConfig:
     """Pandas alias of one step; inferred by default."""
     seasonality: int | None = None
     """Steps of the main period; by default the usual one of the step."""
+    cache_dir: str | None = None
+    """Where Parquet files larger than memory become memory-mapped ones; by default ``CHRONOMOE_CACHE``, if set."""
 
     def __post_init__(self) -> None:
         if self.name is not None and (

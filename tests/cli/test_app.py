@@ -146,6 +146,16 @@ def test_series_too_short_are_skipped_with_a_count(chronomoe, teacher_folder, ma
     assert "data: 1 series too short for a window, skipped" in err
 
 
+def test_commands_train_and_score_from_memory_mapped_files(
+    chronomoe, teacher_folder, series_files, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CHRONOMOE_CACHE", "")
+    words = ["--data", series_files["sales"], "--horizon", 8, "--context-length", 64, "--limit", 2]
+    out = tmp_path / "e.jsonl"
+    assert chronomoe("--cache", tmp_path / "cache", "evaluate", teacher_folder, *words, "--out", out)[0] == 0
+    assert [file.suffix for file in (tmp_path / "cache").iterdir()] == [".arrow"]
+
+
 def test_a_user_distils_composes_evaluates_and_predicts(chronomoe, teacher_folder, series_files, tmp_path):
     shape = ["--horizon", 16, "--context-length", 64]
     for name, file in series_files.items():

@@ -214,11 +214,11 @@ def test_windows_over_a_datasets_folder_hold_a_constant_amount_of_memory(tmp_pat
 
 
 def test_impossible_shapes_of_windows_are_refused():
-    with pytest.raises(InputError, match="horizon must be at least 1 step, got 0"):
+    with pytest.raises(InputError, match="horizon must be at least 1, got 0"):
         WindowConfig(horizon=0)
-    with pytest.raises(InputError, match="context_length must be at least 1 step, got 0"):
+    with pytest.raises(InputError, match="context_length must be at least 1, got 0"):
         WindowConfig(context_length=0)
-    with pytest.raises(InputError, match="full_context_share must be from 0 to 1, got 1.5"):
+    with pytest.raises(InputError, match="full_context_share must be at most 1, got 1.5"):
         WindowConfig(full_context_share=1.5)
     with pytest.raises(InputError, match="seed must be from 0 to 4294967295, got -1"):
         TrainingWindows([sample_domain()], CONFIG, size=1, seed=-1)

@@ -68,11 +68,20 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="CHRONOMOE_CACHE",
+            help="Folder in which Parquet files larger than memory become memory-mapped ones, to train from.",
+        ),
+    ] = None,
 ) -> None:
     """Distil Chronos-2 into small experts and run them as one Mixture-of-Experts forecaster.
 
     Start with: chronomoe run demo --out runs/demo
     """
+    if cache is not None:
+        os.environ["CHRONOMOE_CACHE"] = str(cache.expanduser())
 
 
 @app.command(cls=Command)
@@ -309,6 +318,7 @@ def predict(
         freq=freq,
         levels=parse_levels(levels),
         batch_size=batch_size,
+        console=Console(stderr=True),
     )
     print(f"saved {out}: {rows} rows")
 

@@ -176,11 +176,26 @@ class _Lists:
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._chunks = [chunk for chunk in column.chunks if len(chunk)]
         self._stops = np.cumsum([len(chunk) for chunk in self._chunks])
+        self._views = [_view(chunk) for chunk in self._chunks]
 
     def read(self, row: int) -> NDArray[np.floating[Any]]:
         number = int(np.searchsorted(self._stops, row, side="right"))
-        chunk = self._chunks[number]
-        return numbers_of(chunk[row - int(self._stops[number]) + len(chunk)].values)
+        place = row - int(self._stops[number]) + len(self._chunks[number])
+        view = self._views[number]
+        if view is None:
+            return numbers_of(self._chunks[number][place].values)
+        values, stops = view
+        return values[stops[place] : stops[place + 1]]
+
+
+def _view(chunk: pa.Array) -> tuple[NDArray[np.floating[Any]], NDArray[np.integer[Any]]] | None:
+    """Return the values of lists of floats and where each list ends, without a copy; None where that takes one."""
+    if not (pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type)) or chunk.null_count:
+        return None
+    values = chunk.values
+    if not (pa.types.is_float32(values.type) or pa.types.is_float64(values.type)) or values.null_count:
+        return None
+    return values.to_numpy(), chunk.offsets.to_numpy()
 
 
 def numbers_of(values: pa.Array | None) -> NDArray[np.floating[Any]]:

@@ -2,12 +2,12 @@
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -16,6 +16,7 @@ from chronomoe.data.series import Series
 from chronomoe.data.split import Part
 from chronomoe.data.table import lengths_of
 from chronomoe.errors import InputError
+from chronomoe.models.configuration import configuration
 
 
 class Window(NamedTuple):
@@ -34,27 +35,21 @@ class Window(NamedTuple):
     """Which window of its data set this is."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class WindowConfig:
     """The shape of a window."""
 
-    context_length: int = 512
+    context_length: int = Field(512, ge=1)
     """Most past steps."""
-    horizon: int = 48
+    horizon: int = Field(48, ge=1)
     """Future steps."""
-    min_context_length: int = 32
+    min_context_length: int = Field(32, ge=1)
     """Fewest past steps."""
-    full_context_share: float = 0.8
+    full_context_share: float = Field(0.8, ge=0, le=1)
     """Training windows with all the context there is; the others keep a random number of its latest steps."""
 
     def __post_init__(self) -> None:
-        if self.horizon < 1:
-            raise InputError(f"horizon must be at least 1 step, got {self.horizon}")
-        if self.context_length < 1:
-            raise InputError(f"context_length must be at least 1 step, got {self.context_length}")
-        if not 0 <= self.full_context_share <= 1:
-            raise InputError(f"full_context_share must be from 0 to 1, got {self.full_context_share}")
-        if not 1 <= self.min_context_length <= self.context_length:
+        if self.min_context_length > self.context_length:
             raise InputError(
                 f"min_context_length must be from 1 to context_length ({self.context_length}), "
                 f"got {self.min_context_length}"
