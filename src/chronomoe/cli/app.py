@@ -18,6 +18,7 @@ from chronomoe.cli.options import (
     DATA_HELP,
     MODEL_HELP,
     TABLE_HELP,
+    Cache,
     Freq,
     Known,
     Out,
@@ -68,20 +69,12 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="CHRONOMOE_CACHE",
-            help="Folder in which Parquet files larger than memory become memory-mapped ones, to train from.",
-        ),
-    ] = None,
+    cache: Cache = None,
 ) -> None:
     """Distil Chronos-2 into small experts and run them as one Mixture-of-Experts forecaster.
 
     Start with: chronomoe run demo --out runs/demo
     """
-    if cache is not None:
-        os.environ["CHRONOMOE_CACHE"] = str(cache.expanduser())
 
 
 @app.command(cls=Command)

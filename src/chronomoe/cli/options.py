@@ -1,5 +1,6 @@
 """Arguments that commands share, and reading them."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,22 @@ Known = Annotated[
 ]
 Freq = Annotated[
     str | None, typer.Option(help="Pandas alias of one step, such as h, 15min, D or MS; inferred by default.")
+]
+
+
+def _use_cache(cache: Path | None) -> Path | None:
+    if cache is not None:
+        os.environ["CHRONOMOE_CACHE"] = str(cache.expanduser())
+    return cache
+
+
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        callback=_use_cache,
+        envvar="CHRONOMOE_CACHE",
+        help="Folder in which Parquet files larger than memory become memory-mapped ones, to train from.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(help="Of everything that is random: the same seed gives the same bits.")]
 
