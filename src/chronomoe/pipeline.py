@@ -180,7 +180,6 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
             levels=quantile_levels,
             ahead=ahead,
             context_length=min(context_length or self.model_context_length, self.model_context_length),
-            mixed=cross_learning,
             batch_size=batch_size,
             cross_learning=cross_learning,
             **predict_kwargs,

@@ -52,12 +52,9 @@ def forecast(
     levels: Sequence[float],
     ahead: Ahead | None = None,
     context_length: int,
-    mixed: bool = False,
     **options: Any,
 ) -> pd.DataFrame:
     """Forecast series and return a row for each step: ids, times, ``target_name``, ``predictions`` and each level.
-
-    Series of similar length share a batch, unless the whole batch is one group, which is then that of the caller.
 
     Args:
         predict_quantiles: as in ``Chronos2Pipeline``.
@@ -66,18 +63,16 @@ def forecast(
         levels: quantile levels.
         ahead: known covariates.
         context_length: latest steps of each series that are looked at.
-        mixed: whether series of a batch move each other (``cross_learning``).
         **options: of ``predict_quantiles``.
 
     Raises:
         InputError: a forecast step lies after the year 2262.
     """
     times = table.layout.clock.show(table.horizon(horizon))
-    order = np.arange(len(table)) if mixed else np.argsort(-table.lengths, kind="stable")
     inputs, units = [], []
-    for index in order:
+    for index in range(len(table)):
         known = {} if ahead is None else {name: values[index] for name, values in ahead.items()}
-        prepared, unit = _prepare(table, int(index), known, horizon=horizon, context_length=context_length)
+        prepared, unit = _prepare(table, index, known, horizon=horizon, context_length=context_length)
         inputs.append(prepared)
         units.append(unit)
     quantiles, medians = predict_quantiles(
@@ -91,8 +86,7 @@ def forecast(
     values = np.concatenate([torch.stack(medians).numpy()[..., None], torch.stack(quantiles).numpy()], axis=-1)
     size = np.stack([unit.size for unit in units])[:, :, None, None]
     level = np.stack([unit.level for unit in units])[:, :, None, None]
-    found = np.empty(values.shape)  # series, variate, step, median and levels
-    found[order] = values * size + level
+    found = values * size + level  # series, variate, step, median and levels
     names = table.layout.names
     steps = np.arange(len(times)).reshape(len(table), 1, horizon).repeat(len(names), axis=1).ravel()
     return pd.DataFrame(
