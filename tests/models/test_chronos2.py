@@ -5,7 +5,8 @@ import torch
 from chronos.chronos2 import Chronos2Model
 from einops import rearrange
 
-from chronomoe.models.chronos2 import ExactChronos2Model, plan_groups, use_exact_group_attention
+from chronomoe.models.attention import plan_groups
+from chronomoe.models.chronos2 import ExactChronos2Model, use_exact_group_attention
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}  # float32, in the normalised space
 

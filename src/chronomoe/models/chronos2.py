@@ -4,22 +4,25 @@ Upstream's group attention scores every row of a batch against every other and m
 which costs ``O(batch^2)`` per time step. Here rows meet only the rows of their own group; a row that is alone attends
 to itself alone, for which attention is ``o(v(norm(x)))`` whatever ``q`` and ``k`` are. In the last block only the
 forecast tokens are computed, and leading patches that hold no value in any row are not computed at all (both encodings
-of time count from the cutoff backwards, so nothing else moves).
+of time count from the cutoff backwards, so nothing else moves). Inference reads weights in the form of
+:mod:`chronomoe.models.folded`.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.layers import Chronos2RotaryEmbedding, GroupSelfAttention, TimeSelfAttention
 from chronos.chronos2.model import Chronos2EncoderOutput, Chronos2Output
-from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import dropout, pad
 from transformers import PreTrainedModel
+
+from chronomoe.models import folded
+from chronomoe.models.attention import GroupPlan, attend, attend_across, invert, plan_groups
 
 
 @dataclass
@@ -34,53 +37,37 @@ class ForecastOutput(Chronos2Output):
     """Tokens after each block, ``(batch, token, d_model)``, when asked for."""
 
 
-class GroupPlan(NamedTuple):
-    """Which rows attend to each other: groups of equal size are computed together."""
-
-    alone: Int[Tensor, " row"]
-    together: list[Int[Tensor, "group member"]]
-
-
-def plan_groups(group_ids: Int[Tensor, " batch"]) -> GroupPlan:
-    """Sort rows into those that are alone in their group and blocks of groups of the same size."""
-    _, group, size = group_ids.unique(return_inverse=True, return_counts=True)
-    size_of_row = size[group]
-    order = torch.argsort(group, stable=True)
-    together = []
-    for members in size.unique().tolist():
-        if members > 1:
-            rows = order[size_of_row[order] == members]
-            together.append(rows.view(-1, members))
-    return GroupPlan(torch.where(size_of_row == 1)[0], together)
-
-
 def attend_in_groups(
     layer: GroupSelfAttention,
     hidden: Float[Tensor, "batch token d_model"],
     *,
     plan: GroupPlan,
-    observed: Float[Tensor, "batch token"],
+    observed: Float[Tensor, "batch token"] | None,
 ) -> Float[Tensor, "batch token d_model"]:
     """Apply a ``GroupSelfAttention`` layer to each group on its own."""
     attention = layer.self_attention
+    dropout_p = attention.dropout if layer.training else 0.0
     normed: Tensor = layer.layer_norm(hidden)
-    update: Tensor
-    if not plan.together:
-        update = layer.dropout(attention.o(attention.v(normed)))
-        return hidden + update
-    update = torch.empty_like(hidden)
-    if len(plan.alone):
-        update[plan.alone] = attention.o(attention.v(normed[plan.alone])).to(update.dtype)
+
+    def alone(states: Tensor) -> Tensor:
+        value: Tensor = attention.v(states)
+        if dropout_p:  # of a head's one weight, which is 1
+            kept = dropout(value.new_ones(*value.shape[:2], attention.n_heads, 1), dropout_p)
+            value = (value.unflatten(-1, (attention.n_heads, -1)) * kept).flatten(-2)
+        updated: Tensor = attention.o(value)
+        return updated
+
+    update: Tensor = alone(normed) if not plan.together else torch.empty_like(hidden)
+    if plan.together and len(plan.alone):
+        update[plan.alone] = alone(normed[plan.alone]).to(update.dtype)
     for rows in plan.together:
-        q, k, v = (
-            rearrange(project(normed[rows]), "g m t (h d) -> g t h m d", h=attention.n_heads)
-            for project in (attention.q, attention.k, attention.v)
+        mixed = attend_across(
+            *(project(normed[rows]) for project in (attention.q, attention.k, attention.v)),
+            num_heads=attention.n_heads,
+            observed=None if observed is None else observed[rows],
+            dropout_p=dropout_p,
         )
-        mask = invert(rearrange(observed[rows], "g m t -> g t 1 1 m"), q.dtype)
-        mixed = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=attention.dropout if layer.training else 0.0, scale=1.0
-        )
-        update[rows] = attention.o(rearrange(mixed, "g t h m d -> g m t (h d)")).to(update.dtype)
+        update[rows] = attention.o(mixed).to(update.dtype)
     update = layer.dropout(update)
     return hidden + update
 
@@ -96,25 +83,36 @@ def attend_in_time(
     """Apply a ``TimeSelfAttention`` layer, returning the last ``keep`` tokens only."""
     attention = layer.self_attention
     normed = layer.layer_norm(hidden)
-    cos, sin = rotation
     q, k, v = (
-        rearrange(project(states), "b t (h d) -> b h t d", h=attention.n_heads)
+        project(states).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
         for project, states in ((attention.q, normed[:, -keep:]), (attention.k, normed), (attention.v, normed))
     )
-    cos, sin = cos.to(v.dtype)[:, None], sin.to(v.dtype)[:, None]
+    cos, sin = (part.to(v.dtype)[:, None] for part in rotation)
     rotate = Chronos2RotaryEmbedding.rotate_half
     q = q * cos[..., -keep:, :] + rotate(q) * sin[..., -keep:, :]
     k = k * cos + rotate(k) * sin
-    mixed = scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=attention.dropout if layer.training else 0.0, scale=1.0
-    )
-    update: Tensor = layer.dropout(attention.o(rearrange(mixed, "b h t d -> b t (h d)")))
+    mixed = attend(q, k, v, mask=mask, dropout_p=attention.dropout if layer.training else 0.0)
+    update: Tensor = layer.dropout(attention.o(mixed.transpose(1, 2).flatten(-2)))
     return hidden[:, -keep:] + update
 
 
-def invert(observed: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn 1 = attend, 0 = ignore into the additive mask of attention scores."""
-    return (1.0 - observed.to(dtype)) * torch.finfo(dtype).min
+def loc_and_scale(
+    context: Float[Tensor, "batch time"], *, eps: float
+) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch 1"]]:
+    """Return the mean and standard deviation of what was observed of each row, as ``InstanceNorm`` does.
+
+    The mean is taken twice, the second time of what the first leaves, and squares are of shares of the largest:
+    neither a high level nor values near the limits of float32 cost digits. ``eps`` stands for no deviation at all.
+    """
+    seen = ~context.isnan()
+    values = torch.where(seen, context.float(), 0.0)
+    share = 1 / seen.float().sum(dim=-1, keepdim=True).clamp(min=1)
+    loc = (values * share).sum(dim=-1, keepdim=True)
+    loc = loc + (torch.where(seen, values - loc, 0.0) * share).sum(dim=-1, keepdim=True)
+    gap = torch.where(seen, values - loc, 0.0)
+    largest = gap.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = ((gap / largest).square() * share).sum(dim=-1, keepdim=True).sqrt() * largest
+    return loc, torch.where(seen.any(dim=-1, keepdim=True), torch.where(scale == 0, eps, scale), 1.0)
 
 
 class ExactChronos2Model(Chronos2Model):
@@ -122,7 +120,12 @@ class ExactChronos2Model(Chronos2Model):
 
     Made with :func:`use_exact_group_attention`. Tokens of patches in which a whole group has no value are the one
     exception to equality: upstream fills them with an average over the batch, and nothing reads them.
+
+    ``compute_dtype`` is the type of the encoder's matrix products in inference, where parameters are float32. In
+    bfloat16, instance norm, residual stream, attention weights, quantile head and unscaling stay in float32.
     """
+
+    compute_dtype: torch.dtype = torch.float32
 
     def encode(  # type: ignore[override]
         self,
@@ -160,10 +163,12 @@ class ExactChronos2Model(Chronos2Model):
         future_target_mask: Tensor | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
+        normalized_only: bool = False,
     ) -> ForecastOutput:
         """Forecast, as ``Chronos2Model.forward`` does; ``loss`` is upstream's when ``future_target`` is given.
 
-        Attention weights are computed by upstream's code, which gives no hidden states.
+        Attention weights are computed by upstream's code, which gives no hidden states. ``normalized_only`` leaves out
+        ``quantile_preds``.
         """
         inputs = (context, context_mask, group_ids, future_covariates, future_covariates_mask, num_output_patches)
         states: list[Tensor] | None = None
@@ -180,7 +185,8 @@ class ExactChronos2Model(Chronos2Model):
             self._check(*inputs, future_target, future_target_mask)
             states, loc_scale, known_mask = self._tokens(*inputs, keep_all=output_hidden_states, notes=notes)
             last = self.encoder.dropout(self.encoder.final_layer_norm(states[-1][:, -num_output_patches:]))
-        normalized = rearrange(self.output_patch_embedding(last), "b n (q p) -> b q (n p)", q=self.num_quantiles)
+        patches = self.output_patch_embedding(last).unflatten(-1, (self.num_quantiles, -1))
+        normalized = patches.transpose(1, 2).flatten(start_dim=2)
         loss = None
         if future_target is not None:
             loss = self._compute_loss(
@@ -189,7 +195,7 @@ class ExactChronos2Model(Chronos2Model):
         return self._output(
             notes,
             loss=loss,
-            quantile_preds=unscale(self, normalized, loc_scale),
+            quantile_preds=None if normalized_only else unscale(self, normalized, loc_scale),
             normalized_preds=normalized,
             loc_scale=loc_scale,
             hidden_states=tuple(states) if output_hidden_states and states else None,
@@ -242,7 +248,8 @@ class ExactChronos2Model(Chronos2Model):
     ) -> tuple[list[Tensor], tuple[Tensor, Tensor], Tensor]:
         batch = context.shape[0]
         patches, observed, loc_scale = self._prepare_patched_context(context=context, context_mask=context_mask)
-        if trim:
+        everything_observed = bool(observed.all())
+        if trim and not everything_observed:
             first = int(observed.any(dim=0).int().argmax()) if observed.any() else observed.shape[1] - 1
             patches, observed = patches[:, first:], observed[:, first:]
         future, known_mask = self._prepare_patched_future(
@@ -252,33 +259,88 @@ class ExactChronos2Model(Chronos2Model):
             num_output_patches=num_output_patches,
             batch_size=batch,
         )
-        parts = [self.input_patch_embedding(patches), self.input_patch_embedding(future)]
+        embedded = self.input_patch_embedding(torch.cat([patches, future], dim=1))
         num_always = num_output_patches
         if self.chronos_config.use_reg_token:
-            reg = torch.full((batch, 1), self.config.reg_token_id, device=context.device)
-            parts.insert(1, self.shared(reg).to(parts[0].dtype))
+            reg = self.shared.weight[self.config.reg_token_id].to(embedded.dtype).expand(batch, 1, -1)
+            embedded = torch.cat([embedded[:, : patches.shape[1]], reg, embedded[:, patches.shape[1] :]], dim=1)
             num_always += 1
-        always = torch.ones(batch, num_always, dtype=self.dtype, device=context.device)
-        observed = torch.cat([observed.to(self.dtype), always], dim=1)
-        hidden = self.encoder.dropout(torch.cat(parts, dim=1))
+        observed = pad(observed.to(self.dtype), (0, num_always), value=1.0)
+        hidden = self.encoder.dropout(embedded)
+        everything_observed = everything_observed or bool(observed.all())
+        plan = (
+            plan_groups(group_ids) if group_ids is not None else GroupPlan(observed.new_ones(batch).nonzero()[:, 0], [])
+        )
+        run = self._run_folded if self._runs_folded() else self._run
+        states = run(
+            hidden,
+            observed=None if everything_observed else observed,
+            plan=plan,
+            keep=hidden.shape[1] if keep_all else num_output_patches,
+            notes=notes,
+        )
+        return states if keep_all else states[-1:], loc_scale, known_mask
 
+    def _run(
+        self, hidden: Tensor, *, observed: Tensor | None, plan: GroupPlan, keep: int, notes: list[Any]
+    ) -> list[Tensor]:
+        """Run the encoder's blocks as they are, the last one for ``keep`` tokens."""
         position = torch.arange(hidden.shape[1], device=hidden.device)[None]
         rotation = self.encoder.block[0].layer[0].self_attention.rope_embed(hidden, position)
-        everything_observed = bool(observed.all())
-        time_mask = None if everything_observed else invert(observed[:, None, None, :], hidden.dtype)
-        plan = plan_groups(torch.arange(batch, device=hidden.device) if group_ids is None else group_ids)
-
+        mask = None if observed is None else invert(observed[:, None, None, :], hidden.dtype)
         states = []
         for index, block in enumerate(self.encoder.block):
-            last = index == len(self.encoder.block) - 1
-            keep = num_output_patches if last and not keep_all else hidden.shape[1]
-            hidden = attend_in_time(block.layer[0], hidden, rotation=rotation, mask=time_mask, keep=keep)
-            hidden = attend_in_groups(block.layer[1], hidden, plan=plan, observed=observed[:, -keep:])
-            hidden = self._feed_forward(
-                block, hidden, observed=None if everything_observed else observed[:, -keep:], notes=notes
-            )
+            kept = keep if index == len(self.encoder.block) - 1 else hidden.shape[1]
+            seen = None if observed is None else observed[:, -kept:]
+            hidden = attend_in_time(block.layer[0], hidden, rotation=rotation, mask=mask, keep=kept)
+            hidden = attend_in_groups(block.layer[1], hidden, plan=plan, observed=seen)
+            hidden = self._feed_forward(block, hidden, observed=seen, notes=notes)
             states.append(hidden)
-        return states, loc_scale, known_mask
+        return states
+
+    def _runs_folded(self) -> bool:
+        if self.training or torch.is_grad_enabled() or self.dtype != torch.float32:
+            return False
+        return not torch.is_autocast_enabled(self.device.type) and folded.can_fold(self.encoder)
+
+    def _run_folded(
+        self, hidden: Tensor, *, observed: Tensor | None, plan: GroupPlan, keep: int, notes: list[Any]
+    ) -> list[Tensor]:
+        """Do what :meth:`_run` does, from folded weights."""
+        weights: folded.FoldedEncoder = self.__dict__.setdefault("_folded", folded.FoldedEncoder())
+        weights.update(self.encoder, dtype=self.compute_dtype, num_tokens=hidden.shape[1])
+        mask = None if observed is None else invert(observed[:, None, None, :], self.compute_dtype)
+        eps, states = self.config.layer_norm_epsilon, []
+        for index, (block, own) in enumerate(zip(self.encoder.block, weights.blocks, strict=True)):
+            kept = keep if index == len(weights.blocks) - 1 else hidden.shape[1]
+            seen = None if observed is None else observed[:, -kept:]
+            time, group = (layer.self_attention for layer in block.layer[:2])
+            hidden = folded.attend_in_time(hidden, own, time, eps=eps, rotation=weights.rotation, mask=mask, keep=kept)
+            hidden = folded.attend_in_groups(hidden, own, group, eps=eps, plan=plan, observed=seen)
+            if own.feed_in is None:
+                hidden = self._feed_forward(block, hidden, observed=seen, notes=notes)
+            else:
+                hidden = folded.feed_forward(hidden, own, eps=eps)
+            states.append(hidden)
+        return states
+
+    def _prepare_patched_context(
+        self, context: Tensor, context_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Return what upstream's method does, in fewer steps; ``loc_and_scale`` keeps the digits."""
+        settings = self.chronos_config
+        size = settings.input_patch_size
+        context = context[..., -settings.context_length :]
+        mask = ~context.isnan() if context_mask is None else context_mask[..., -settings.context_length :]
+        loc_scale = loc_and_scale(context, eps=self.instance_norm.eps)
+        normed = self.instance_norm(context, loc_scale)[0].to(self.dtype)
+        seen = mask > 0
+        missing = -context.shape[-1] % size
+        values = pad(torch.where(seen, normed, 0.0), (missing, 0)).unfold(-1, size, settings.input_patch_stride)
+        mask = pad(mask.to(self.dtype), (missing, 0)).unfold(-1, size, settings.input_patch_stride)
+        steps = torch.arange(-values.shape[1] * size, 0, device=context.device, dtype=torch.float32)
+        time = (steps / settings.time_encoding_scale).to(self.dtype).view(1, -1, size).expand(values.shape)
+        return torch.cat([time, values, mask], dim=-1), mask.sum(dim=-1) > 0, loc_scale
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
         """Save a checkpoint that stock ``Chronos2Pipeline`` and ``BaseChronosPipeline`` load."""

@@ -81,12 +81,11 @@ def test_balance_and_z_losses_are_weighed_into_aux_loss(make_mixture, gappy):
 
 
 def test_the_loss_free_bias_moves_in_training_only_and_steers_the_choice(make_mixture, gappy):
-    mixture = make_mixture(balance={"bias_rate": 0.5}, routing={"top_k": 1})
+    mixture = make_mixture(balance={"bias_rate": 0.5}, routing={"top_k": 1}, router={"dropout": 0.0})
     before = mixture(gappy).routing.expert
     assert mixture.balance_bias.bias.abs().max() == 0
     mixture.train()
-    for _ in range(4):
-        mixture(gappy)
+    mixture(gappy)
     crowded = before.flatten().mode().values
     assert mixture.balance_bias.bias[crowded] < 0 < mixture.balance_bias.bias.max()
     mixture.eval().balance_bias.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 99.0]))

@@ -23,6 +23,7 @@ from chronomoe.models.chronos2 import (
     ExactChronos2Model,
     ForecastOutput,
     cast_parameters,
+    loc_and_scale,
     unscale,
     use_exact_group_attention,
 )
@@ -139,6 +140,16 @@ class DistilledMoE(PreTrainedModel):
         return self.moe.routing.top_k
 
     @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type of the experts' matrix products in inference: see ``ExactChronos2Model``."""
+        return self.experts[0].compute_dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, dtype: torch.dtype) -> None:
+        for expert in self.experts:
+            expert.compute_dtype = dtype
+
+    @property
     def generalist(self) -> int | None:
         """Index of the expert named "generalist", if there is one."""
         names = self.config.expert_names
@@ -224,12 +235,13 @@ class DistilledMoE(PreTrainedModel):
                 future_covariates=pick(future_covariates),
                 future_covariates_mask=pick(future_covariates_mask),
                 num_output_patches=num_output_patches,
+                normalized_only=True,
             )
             normalized: Tensor = output.normalized_preds
             return normalized
 
         normalized = self._mix(routing, forecast)
-        _, loc_scale = self.instance_norm(context[:, -self.chronos_config.context_length :])
+        loc_scale = loc_and_scale(context[:, -self.chronos_config.context_length :], eps=self.instance_norm.eps)
         loss = None
         if future_target is not None:
             loss = self._loss(
@@ -329,7 +341,7 @@ class DistilledMoE(PreTrainedModel):
             return tokens
 
         tokens = self._mix(routing, encode)
-        _, loc_scale = self.instance_norm(context[:, -self.chronos_config.context_length :])
+        loc_scale = loc_and_scale(context[:, -self.chronos_config.context_length :], eps=self.instance_norm.eps)
         return Chronos2EncoderOutput(tokens), loc_scale, None, tokens.shape[1] - 1 - num_output_patches
 
 

@@ -1,0 +1,201 @@
+"""Chronos-2's encoder as inference runs it: the same numbers from fewer, larger steps.
+
+Made once of a model's weights, and again when these change:
+
+- The weight of a norm is multiplied into the projection behind it. What is left of an RMS norm is one factor a token,
+  which linear layers and ReLU pass on, so that it can be applied to what they return.
+- Queries, keys and values are one product. For a row that is alone in its group, so are ``v`` and ``o``.
+- The two halves of a head that rotary encoding turns against each other are interleaved: one complex product.
+- Products are taken in ``dtype``; the residual stream, norms and softmax stay in float32.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from chronos.chronos2.layers import MHA, MLP, Chronos2LayerNorm, FeedForward
+from chronos.chronos2.model import Chronos2Encoder
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from chronomoe.models.attention import GroupPlan, attend, attend_across
+
+
+class FoldedBlock(NamedTuple):
+    """The weights of an encoder block; ``(out, in)`` each."""
+
+    time_in: Tensor  # queries, keys, values
+    time_out: Tensor
+    group_in: Tensor  # queries, keys, values
+    group_out: Tensor
+    alone: Tensor | None  # values and what reads them, where that is no more work than the two
+    feed_in: Tensor | None  # None: the block has other layers than a dense feed-forward
+    feed_out: Tensor | None
+
+
+class FoldedEncoder:
+    """The folded weights of an encoder, kept with the model while its parameters are the same."""
+
+    def __init__(self) -> None:
+        self.blocks: list[FoldedBlock] = []
+        self.rotation = torch.empty(0, 1, 1, dtype=torch.complex64)
+        self._made_of: tuple[Any, ...] = ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FoldedEncoder":
+        return FoldedEncoder()  # a copy's weights may go their own way
+
+    def __reduce__(self) -> tuple[type["FoldedEncoder"], tuple[()]]:
+        return FoldedEncoder, ()
+
+    @torch.no_grad()
+    def update(self, encoder: Chronos2Encoder, *, dtype: torch.dtype, num_tokens: int) -> None:
+        """Fold the weights unless it is done, and make the rotation of as many tokens."""
+        now = (dtype, *((w.data_ptr(), 0 if w.is_inference() else w._version) for w in _folded_parameters(encoder)))
+        if now != self._made_of:
+            self.blocks = [_fold(block, dtype) for block in encoder.block]
+            self._made_of = now
+        rotary = encoder.block[0].layer[0].self_attention.rope_embed
+        if len(self.rotation) < num_tokens or self.rotation.device != rotary.inv_freq.device:
+            position = torch.arange(num_tokens, device=rotary.inv_freq.device)[None]
+            cos, sin = (part[0, :, None, : part.shape[-1] // 2] for part in rotary(rotary.inv_freq, position))
+            self.rotation = torch.complex(cos, sin)
+
+
+def can_fold(encoder: Chronos2Encoder) -> bool:
+    """Whether all layers are upstream's own: adapters and quantised layers are not."""
+    for block in encoder.block:
+        for layer in block.layer[:2]:
+            attention = layer.self_attention
+            if type(attention) is not MHA or type(layer.layer_norm) is not Chronos2LayerNorm:
+                return False
+            if any(type(getattr(attention, name)) is not nn.Linear for name in "qkvo"):
+                return False
+    return True
+
+
+def attend_in_time(
+    hidden: Float[Tensor, "batch token d_model"],
+    block: FoldedBlock,
+    attention: MHA,
+    *,
+    eps: float,
+    rotation: Tensor,
+    mask: Tensor | None,
+    keep: int,
+) -> Float[Tensor, "batch kept d_model"]:
+    """Apply time attention, for the last ``keep`` tokens only."""
+    heads, inner, dtype = attention.n_heads, attention.inner_dim, block.time_in.dtype
+    batch, tokens, _ = hidden.shape
+    normed = (hidden * _factor(hidden, eps)).to(dtype)
+
+    def split(states: Tensor) -> Tensor:
+        return states.view(*states.shape[:-1], -1, attention.kv_proj_dim)
+
+    if keep == tokens:
+        joined = linear(normed, block.time_in)
+        turned = _rotate(split(joined[..., : 2 * inner]), rotation[:tokens])
+        q, k, v = turned[:, :, :heads], turned[:, :, heads:], split(joined[..., 2 * inner :])
+    else:
+        q = _rotate(split(linear(normed[:, -keep:], block.time_in[:inner])), rotation[tokens - keep : tokens])
+        joined = linear(normed, block.time_in[inner:])
+        k, v = _rotate(split(joined[..., :inner]), rotation[:tokens]), split(joined[..., inner:])
+    mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask=mask)
+    return hidden[:, -keep:] + linear(mixed.transpose(1, 2).reshape(batch, keep, inner), block.time_out)
+
+
+def attend_in_groups(
+    hidden: Float[Tensor, "batch token d_model"],
+    block: FoldedBlock,
+    attention: MHA,
+    *,
+    eps: float,
+    plan: GroupPlan,
+    observed: Float[Tensor, "batch token"] | None,
+) -> Float[Tensor, "batch token d_model"]:
+    """Apply group attention, in place."""
+    if not plan.together:
+        return hidden.addcmul_(_alone(hidden, block, attention), _factor(hidden, eps))
+    update = torch.empty_like(hidden)
+    factor = _factor(hidden, eps)
+    if len(plan.alone):
+        update[plan.alone] = _alone(hidden[plan.alone], block, attention) * factor[plan.alone]
+    for rows in plan.together:
+        normed = (hidden[rows] * factor[rows]).to(block.group_in.dtype)
+        mixed = attend_across(
+            *linear(normed, block.group_in).chunk(3, dim=-1),
+            num_heads=attention.n_heads,
+            observed=None if observed is None else observed[rows],
+        )
+        update[rows] = linear(mixed, block.group_out).to(update.dtype)
+    return hidden.add_(update)
+
+
+def feed_forward(
+    hidden: Float[Tensor, "batch token d_model"], block: FoldedBlock, *, eps: float
+) -> Float[Tensor, "batch token d_model"]:
+    """Apply a dense feed-forward block, in place."""
+    assert block.feed_in is not None
+    assert block.feed_out is not None
+    inside = linear(hidden.to(block.feed_in.dtype), block.feed_in).relu_()
+    return hidden.addcmul_(linear(inside, block.feed_out), _factor(hidden, eps))
+
+
+def _factor(hidden: Tensor, eps: float) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
+    return norm.square_().div_(hidden.shape[-1]).add_(eps).rsqrt_()
+
+
+def _alone(hidden: Tensor, block: FoldedBlock, attention: MHA) -> Tensor:
+    """Return the update of rows that attend to themselves alone, before the norm's factor."""
+    narrow = hidden.to(block.group_in.dtype)
+    if block.alone is not None:
+        return linear(narrow, block.alone)
+    return linear(linear(narrow, block.group_in[-attention.inner_dim :]), block.group_out)
+
+
+def _rotate(states: Tensor, rotation: Tensor) -> Tensor:
+    """Turn interleaved pairs: ``(batch, token, head, d_kv)`` by ``(token, 1, d_kv / 2)``."""
+    turned = torch.view_as_complex(states.float().unflatten(-1, (-1, 2))) * rotation
+    return torch.view_as_real(turned).flatten(-2).to(states.dtype)
+
+
+def _folded_parameters(encoder: Chronos2Encoder) -> Iterator[Tensor]:
+    for block in encoder.block:
+        for layer in block.layer[:2]:
+            yield layer.layer_norm.weight
+            for name in "qkvo":
+                yield getattr(layer.self_attention, name).weight
+        if _is_dense(block.layer[2]):
+            yield from block.layer[2].parameters()
+
+
+def _is_dense(layer: Any) -> bool:
+    if type(layer) is not FeedForward or type(layer.mlp) is not MLP or type(layer.mlp.act) is not nn.ReLU:
+        return False
+    return type(layer.mlp.wi) is nn.Linear and type(layer.mlp.wo) is nn.Linear
+
+
+def _fold(block: nn.Module, dtype: torch.dtype) -> FoldedBlock:
+    time, group, dense = block.layer  # type: ignore[misc]
+
+    def joined(layer: Any, *, turned: bool) -> Tensor:
+        attention = layer.self_attention
+        q, k, v = (getattr(attention, name).weight * layer.layer_norm.weight for name in "qkv")
+        if turned:
+            halves = (attention.n_heads, 2, attention.kv_proj_dim // 2, -1)
+            q, k = (weight.view(halves).transpose(1, 2).reshape(weight.shape) for weight in (q, k))
+        return torch.cat([q, k, v])
+
+    group_in, o = joined(group, turned=False), group.self_attention.o.weight
+    v = group_in[-group.self_attention.inner_dim :]
+    fed = _is_dense(dense)
+    return FoldedBlock(
+        time_in=joined(time, turned=True).to(dtype),
+        time_out=time.self_attention.o.weight.to(dtype),
+        group_in=group_in.to(dtype),
+        group_out=o.to(dtype),
+        alone=(o @ v).to(dtype) if len(o) <= 2 * len(v) else None,
+        feed_in=(dense.mlp.wi.weight * dense.layer_norm.weight).to(dtype) if fed else None,
+        feed_out=dense.mlp.wo.weight.to(dtype) if fed else None,
+    )
