@@ -97,7 +97,7 @@ def attend_in_time(
         turned = _rotate(split(joined[..., : 2 * inner]), rotation[:tokens])
         q, k, v = turned[:, :, :heads], turned[:, :, heads:], split(joined[..., 2 * inner :])
     else:
-        q = _rotate(split(linear(normed[:, -keep:], block.time_in[:inner])), rotation[tokens - keep : tokens])
+        q = _rotate(split(linear(normed[:, -keep:].contiguous(), block.time_in[:inner])), rotation[tokens - keep : tokens])
         joined = linear(normed, block.time_in[inner:])
         k, v = _rotate(split(joined[..., :inner]), rotation[:tokens]), split(joined[..., inner:])
     mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask=mask)
