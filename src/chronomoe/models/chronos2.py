@@ -9,6 +9,7 @@ of time count from the cutoff backwards, so nothing else moves). Inference reads
 """
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +260,10 @@ class ExactChronos2Model(Chronos2Model):
             num_output_patches=num_output_patches,
             batch_size=batch,
         )
-        embedded = self.input_patch_embedding(torch.cat([patches, future], dim=1))
+        weights = self._fold(num_tokens=patches.shape[1] + future.shape[1] + 1)
+        tokens = torch.cat([patches, future], dim=1)
+        embedding = self.input_patch_embedding
+        embedded = embedding(tokens) if weights is None else weights.embed(embedding, tokens)
         num_always = num_output_patches
         if self.chronos_config.use_reg_token:
             reg = self.shared.weight[self.config.reg_token_id].to(embedded.dtype).expand(batch, 1, -1)
@@ -271,7 +275,7 @@ class ExactChronos2Model(Chronos2Model):
         plan = (
             plan_groups(group_ids) if group_ids is not None else GroupPlan(observed.new_ones(batch).nonzero()[:, 0], [])
         )
-        run = self._run_folded if self._runs_folded() else self._run
+        run = self._run if weights is None else partial(self._run_folded, weights)
         states = run(
             hidden,
             observed=None if everything_observed else observed,
@@ -298,17 +302,28 @@ class ExactChronos2Model(Chronos2Model):
             states.append(hidden)
         return states
 
-    def _runs_folded(self) -> bool:
+    def _fold(self, *, num_tokens: int) -> folded.FoldedEncoder | None:
+        """Return the weights as inference reads them; None where a gradient or another type may be wanted."""
         if self.training or torch.is_grad_enabled() or self.dtype != torch.float32:
-            return False
-        return not torch.is_autocast_enabled(self.device.type) and folded.can_fold(self.encoder)
+            return None
+        layers = self.encoder, self.input_patch_embedding
+        if torch.is_autocast_enabled(self.device.type) or not folded.can_fold(*layers):
+            return None
+        weights: folded.FoldedEncoder = self.__dict__.setdefault("_folded", folded.FoldedEncoder())
+        weights.update(*layers, dtype=self.compute_dtype, num_tokens=num_tokens)
+        return weights
 
     def _run_folded(
-        self, hidden: Tensor, *, observed: Tensor | None, plan: GroupPlan, keep: int, notes: list[Any]
+        self,
+        weights: folded.FoldedEncoder,
+        hidden: Tensor,
+        *,
+        observed: Tensor | None,
+        plan: GroupPlan,
+        keep: int,
+        notes: list[Any],
     ) -> list[Tensor]:
         """Do what :meth:`_run` does, from folded weights."""
-        weights: folded.FoldedEncoder = self.__dict__.setdefault("_folded", folded.FoldedEncoder())
-        weights.update(self.encoder, dtype=self.compute_dtype, num_tokens=hidden.shape[1])
         mask = None if observed is None else invert(observed[:, None, None, :], self.compute_dtype)
         eps, states = self.config.layer_norm_epsilon, []
         for index, (block, own) in enumerate(zip(self.encoder.block, weights.blocks, strict=True)):

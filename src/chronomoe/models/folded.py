@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
-from chronos.chronos2.layers import MHA, MLP, Chronos2LayerNorm, FeedForward
+from chronos.chronos2.layers import MHA, MLP, Chronos2LayerNorm, FeedForward, ResidualBlock
 from chronos.chronos2.model import Chronos2Encoder
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ class FoldedEncoder:
 
     def __init__(self) -> None:
         self.blocks: list[FoldedBlock] = []
+        self.embed_out = torch.empty(0)
         self.rotation = torch.empty(0, 1, 1, dtype=torch.complex64)
         self._made_of: tuple[Any, ...] = ()
 
@@ -49,11 +50,15 @@ class FoldedEncoder:
         return FoldedEncoder, ()
 
     @torch.no_grad()
-    def update(self, encoder: Chronos2Encoder, *, dtype: torch.dtype, num_tokens: int) -> None:
+    def update(
+        self, encoder: Chronos2Encoder, embedding: ResidualBlock, *, dtype: torch.dtype, num_tokens: int
+    ) -> None:
         """Fold the weights unless it is done, and make the rotation of as many tokens."""
-        now = (dtype, *((w.data_ptr(), 0 if w.is_inference() else w._version) for w in _folded_parameters(encoder)))
+        weights = [embedding.output_layer.weight, *_folded_parameters(encoder)]
+        now = (dtype, *((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights))
         if now != self._made_of:
             self.blocks = [_fold(block, dtype) for block in encoder.block]
+            self.embed_out = weights[0].to(dtype)
             self._made_of = now
         rotary = encoder.block[0].layer[0].self_attention.rope_embed
         if len(self.rotation) < num_tokens or self.rotation.device != rotary.inv_freq.device:
@@ -61,9 +66,21 @@ class FoldedEncoder:
             cos, sin = (part[0, :, None, : part.shape[-1] // 2] for part in rotary(rotary.inv_freq, position))
             self.rotation = torch.complex(cos, sin)
 
+    def embed(self, embedding: ResidualBlock, patches: Tensor) -> Tensor:
+        """Embed patches; values and times enter in float32, the wide product is taken in the folded type."""
+        inside = embedding.act(embedding.hidden_layer(patches)).to(self.embed_out.dtype)
+        embedded: Tensor = embedding.residual_layer(patches)
+        return embedded.add_(linear(inside, self.embed_out)).add_(embedding.output_layer.bias)
 
-def can_fold(encoder: Chronos2Encoder) -> bool:
+
+def can_fold(encoder: Chronos2Encoder, embedding: ResidualBlock) -> bool:
     """Whether all layers are upstream's own: adapters and quantised layers are not."""
+    if (
+        type(embedding) is not ResidualBlock
+        or embedding.use_layer_norm
+        or type(embedding.output_layer) is not nn.Linear
+    ):
+        return False
     for block in encoder.block:
         for layer in block.layer[:2]:
             attention = layer.self_attention
@@ -97,7 +114,8 @@ def attend_in_time(
         turned = _rotate(split(joined[..., : 2 * inner]), rotation[:tokens])
         q, k, v = turned[:, :, :heads], turned[:, :, heads:], split(joined[..., 2 * inner :])
     else:
-        q = _rotate(split(linear(normed[:, -keep:].contiguous(), block.time_in[:inner])), rotation[tokens - keep : tokens])
+        latest = normed[:, -keep:].contiguous()  # from a slice, the product copies the weights once a row
+        q = _rotate(split(linear(latest, block.time_in[:inner])), rotation[tokens - keep : tokens])
         joined = linear(normed, block.time_in[inner:])
         k, v = _rotate(split(joined[..., :inner]), rotation[:tokens]), split(joined[..., inner:])
     mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask=mask)

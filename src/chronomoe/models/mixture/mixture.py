@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 
-from chronomoe.errors import InputError, nearest
+from chronomoe.errors import InputError
 from chronomoe.models.balancing import LossFreeBias, expert_load, load_balancing_loss, z_loss
 from chronomoe.models.chronos2 import (
     ExactChronos2Model,
@@ -28,6 +28,7 @@ from chronomoe.models.chronos2 import (
     use_exact_group_attention,
 )
 from chronomoe.models.configuration import configuration, parse
+from chronomoe.models.mixture.cores import check_same_task, core_fields
 from chronomoe.models.mixture.features import series_features
 from chronomoe.models.mixture.router import RouterConfig, Routing, RoutingConfig, TimeSeriesRouter, choose, pool_groups
 
@@ -358,23 +359,6 @@ def _observed(context: Tensor, mask: Tensor | None) -> Tensor:
     return context if mask is None else context.masked_fill(mask == 0, torch.nan)
 
 
-def check_same_task(cores: Sequence[Chronos2CoreConfig], names: Sequence[str]) -> None:
-    """Refuse experts that cannot be averaged: other quantile levels, patch size, horizon or context."""
-    if not cores:
-        raise InputError("a mixture needs at least one expert, got none")
-    if len(names) != len(cores) or len(set(names)) != len(names):
-        raise InputError(f"every expert needs a name of its own: {len(cores)} experts, names {list(names)}")
-    keys = ("quantiles", "input_patch_size", "output_patch_size", "max_output_patches", "context_length", "use_arcsinh")
-    first = cores[0].chronos_config
-    for name, core in zip(names[1:], cores[1:], strict=True):
-        for key in keys:
-            if core.chronos_config.get(key) != first.get(key):
-                raise InputError(
-                    f"experts must share {key}: {names[0]!r} has {first.get(key)}, {name!r} has "
-                    f"{core.chronos_config.get(key)}; distil them from one teacher"
-                )
-
-
 def build_mixture(experts: dict[str, Chronos2Model], config: MixtureConfig) -> DistilledMoE:
     """Make a mixture of trained students with an untrained router.
 
@@ -387,7 +371,7 @@ def build_mixture(experts: dict[str, Chronos2Model], config: MixtureConfig) -> D
     """
     names = list(experts)
     check_same_task([expert.config for expert in experts.values()], names)
-    cores = [_core_fields(expert.config) for expert in experts.values()]
+    cores = [core_fields(expert.config) for expert in experts.values()]
     reach = min(config.router.feature_length, cores[0]["chronos_config"]["context_length"])
     config = replace(config, router=replace(config.router, feature_length=reach))
     mixture = DistilledMoE(DistilledMoEConfig(experts=cores, expert_names=names, moe=asdict(config)))
@@ -395,17 +379,3 @@ def build_mixture(experts: dict[str, Chronos2Model], config: MixtureConfig) -> D
         own.load_state_dict(expert.state_dict())
     cast_parameters(mixture, next(iter(experts.values())).dtype)
     return mixture
-
-
-def expert_index(mixture: DistilledMoE, name: str) -> int:
-    """Return the place of the expert called ``name``."""
-    names = list(mixture.config.expert_names)
-    if name not in names:
-        raise InputError(f"Unknown expert {name!r}. Available: {', '.join(names)}.{nearest(name, names)}")
-    return names.index(name)
-
-
-def _core_fields(config: Chronos2CoreConfig) -> dict[str, Any]:
-    fields = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "dropout_rate", "layer_norm_epsilon")
-    more = ("initializer_factor", "feed_forward_proj", "rope_theta", "chronos_config")
-    return {name: copy.deepcopy(getattr(config, name)) for name in (*fields, *more)}

@@ -1,0 +1,96 @@
+import time
+from importlib import resources
+
+import pandas as pd
+import pytest
+import torch
+
+from chronomoe.models.precision import best_dtype, has_bfloat16_units
+from chronomoe.pipeline import load_model
+
+HORIZON = 48
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Load the shipped teacher: what type costs accuracy shows on trained weights alone."""
+    return load_model("tiny").eval()
+
+
+@pytest.fixture(scope="module")
+def real():
+    """Cut windows of public series: 360 steps of context and what came after, four of each column."""
+    folder, windows = resources.files("chronomoe") / "assets" / "demo", []
+    for name in ("electricity", "pedestrians", "traffic", "weather", "web"):
+        columns = pd.read_parquet(str(folder / f"{name}.parquet")).drop(columns="timestamp")
+        for column in columns:
+            values = torch.tensor(columns[column].to_numpy(dtype="float32"))
+            windows += [values[start : start + 360 + HORIZON] for start in range(0, 1600, 400)]
+    stacked = torch.stack([window for window in windows if window.nan_to_num().abs().sum() > 0])
+    return stacked[:, :360], stacked[:, 360:]
+
+
+@torch.no_grad()
+def weighted_quantile_loss(model, windows, dtype):
+    context, target = windows
+    model.compute_dtype = dtype
+    patches = -(-HORIZON // model.chronos_config.output_patch_size)
+    quantiles = model(context, num_output_patches=patches).quantile_preds[..., :HORIZON]
+    model.compute_dtype = torch.float32
+    levels = torch.tensor(model.chronos_config.quantiles)[:, None]
+    gap = target[:, None] - quantiles
+    loss = 2 * torch.maximum(levels * gap, (levels - 1) * gap).mean(dim=1)
+    scale = context.diff(dim=1).abs().nanmean(dim=1).clamp(min=1e-3)  # series of all units count alike
+    return (loss.nanmean(dim=1) / scale).nanmean().item()
+
+
+def test_products_in_bfloat16_change_the_loss_on_real_series_by_less_than_a_thousandth(tiny, real):
+    exact, narrow = (weighted_quantile_loss(tiny, real, dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert len(real[0]) > 200
+    assert narrow != exact
+    assert narrow == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_the_best_type_is_one_of_two_and_leaves_the_model_as_it_was(make_mixture, batch_size):
+    mixture = make_mixture()
+    mixture.train()
+    found = best_dtype(mixture, context_length=64, horizon=32, batch_size=batch_size, clock=time.perf_counter)
+    assert found in (torch.float32, torch.bfloat16)
+    assert found == torch.float32 or has_bfloat16_units(mixture.device)
+    assert mixture.compute_dtype == torch.float32
+    assert mixture.training
+
+
+def test_bfloat16_is_not_tried_where_the_processor_has_no_units_for_it(make_mixture, monkeypatch):
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    mixture = make_mixture()
+    mixture.register_forward_hook(lambda *_: pytest.fail("it was tried"))
+    found = best_dtype(mixture, context_length=64, horizon=32, batch_size=8, clock=time.perf_counter)
+    assert found == torch.float32
+
+
+@pytest.mark.parametrize(("narrow_seconds", "expected"), [(0.5, torch.bfloat16), (0.99, torch.float32)])
+def test_bfloat16_must_win_its_trial_clearly(make_mixture, monkeypatch, narrow_seconds, expected):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    mixture, now = make_mixture(), [0.0]
+
+    def took(*_):
+        now[0] += narrow_seconds if mixture.compute_dtype == torch.bfloat16 else 1.0
+
+    mixture.register_forward_hook(took)
+    found = best_dtype(mixture, context_length=64, horizon=32, batch_size=2, clock=lambda: now[0])
+    assert found == expected
+
+
+def test_a_mixture_computes_in_the_type_of_its_experts(make_mixture, gappy):
+    mixture = make_mixture()
+    with torch.no_grad():
+        expected = mixture(gappy)
+        mixture.compute_dtype = torch.bfloat16
+        output = mixture(gappy)
+    assert all(expert.compute_dtype == torch.bfloat16 for expert in mixture.experts)
+    assert torch.equal(output.routing.score, expected.routing.score)  # the router stays in float32
+    assert output.quantile_preds.dtype == torch.float32
+    assert 0 < (output.normalized_preds - expected.normalized_preds).abs().max() < 0.05
