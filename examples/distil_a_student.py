@@ -6,7 +6,7 @@ from pathlib import Path
 from chronomoe import ChronoMoEPipeline
 from chronomoe.data.domains import load_domain
 from chronomoe.data.windows import WindowConfig
-from chronomoe.stages.commands import distil_domain
+from chronomoe.stages.students import distil_domain
 from chronomoe.training.distillation import DistilConfig
 
 

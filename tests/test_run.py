@@ -13,11 +13,10 @@ from rich.console import Console
 
 from chronomoe import ChronoMoEPipeline, DistilledMoE
 from chronomoe.errors import InputError
+from chronomoe.inputs import Inputs
 from chronomoe.recipe import RunConfig, dump, load_recipe, parse
-from chronomoe.run import RESULTS, run
-from chronomoe.stages.mixture import mixture
-from chronomoe.stages.setup import Setup
-from chronomoe.stages.students import group_windows, soft_targets, student, students
+from chronomoe.run import RESULTS, mixture, run, student, students
+from chronomoe.stages.soft_targets import label
 
 FEW = {"steps": 2, "batch_size": 2, "windows": 4}
 KINDS = {"teacher", "single", "expert", "generalist", "average", "oracle", "naive", "mixture", "lookup", "chosen"}
@@ -69,7 +68,7 @@ def test_the_checkpoint_forecasts_through_the_stock_pipeline(finished_run):
     assert torch.isfinite(quantiles[0]).all()
 
 
-def test_the_experts_are_the_branched_students_and_the_generalist(finished_run):
+def test_the_experts_are_the_branchedstudents_and_the_generalist(finished_run):
     model = ChronoMoEPipeline.from_pretrained(finished_run / "moe").model
     assert model.config.expert_names == ["generalist", "power", "sales"]
     saved = ChronoMoEPipeline.from_pretrained(finished_run / "stages/students/expert-sales/model").model.state_dict()
@@ -87,11 +86,22 @@ def test_the_same_command_again_skips_every_stage(finished_run, make_recipe, tmp
         assert (folder / name).read_bytes() == (finished_run / name).read_bytes()
 
 
-def test_another_router_leaves_the_students(finished_run, make_recipe, tmp_path):
+def soft_targets(given):
+    return label(given.work, "soft-targets", given.teacher, given.material)
+
+
+def make_mixture(given):
+    """Make students and mixture; return both."""
+    store = soft_targets(given)
+    trained = students(given, store)
+    return trained, mixture(given, store, trained)
+
+
+def test_another_router_leaves_thestudents(finished_run, make_recipe, tmp_path):
     folder = shutil.copytree(finished_run, tmp_path / "run")
     console = Console(file=StringIO(), width=200)
-    setup = Setup(make_recipe(router={"epochs": 3}), folder, console=console)
-    mixture(setup, students(setup, soft_targets(setup)))
+    given = Inputs(make_recipe(router={"epochs": 3}), folder, console=console)
+    make_mixture(given)
     remade = [line for line in console.file.getvalue().splitlines() if "skipped" not in line]
     assert [line.split(":")[0] for line in remade if line] == ["✓ router"]
 
@@ -99,8 +109,8 @@ def test_another_router_leaves_the_students(finished_run, make_recipe, tmp_path)
 def test_other_series_make_everything_again(finished_run, make_recipe, make_frame, tmp_path):
     make_frame(3, 400, seed=9).to_csv(tmp_path / "power.csv", index=False)
     domains = [{"data": str(tmp_path / "power.csv")}]
-    before = Setup(make_recipe(), tmp_path / "a").base
-    assert Setup(make_recipe(domains=domains), tmp_path / "b").base["data"][0] != before["data"][0]
+    before = Inputs(make_recipe(), tmp_path / "a").material.facts
+    assert Inputs(make_recipe(domains=domains), tmp_path / "b").material.facts["data"][0] != before["data"][0]
 
 
 KILLS = [
@@ -111,7 +121,7 @@ KILLS = [
     "stages/students/generalist-full/stage.json",
     "stages/expert-forecasts.partial/train.pt",
     "stages/evaluation.partial/evaluation.jsonl",
-    "moe.partial",
+    "stages/evaluation/stage.json",
 ]
 
 
@@ -124,7 +134,7 @@ def test_a_run_killed_at_many_points_ends_as_one_left_alone(finished_run, make_r
             time.sleep(0.001)
         process.kill()
         process.join()
-        assert process.exitcode == -signal.SIGKILL or place == "moe.partial", place
+        assert process.exitcode == -signal.SIGKILL or place == KILLS[-1], place
     run(make_recipe(), folder, console=Console(file=StringIO()))
     assert (folder / "evaluation.jsonl").read_bytes() == (finished_run / "evaluation.jsonl").read_bytes()
     assert weights(folder) == weights(finished_run)
@@ -137,8 +147,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(make_recipe, tmp
     weights = []
     for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
         recipe = make_recipe(budget=FEW, seed=seed, student={"num_layers": 1, "init": "random"})
-        setup = Setup(recipe, tmp_path / folder, console=Console(file=StringIO()))
-        made = student(setup, "generalist", group=None, steps=2, store=soft_targets(setup))
+        given = Inputs(recipe, tmp_path / folder, console=Console(file=StringIO()))
+        made = student(given, "generalist", soft_targets(given), steps=2)
         weights.append((made / "model" / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
     assert weights[0] != weights[2]
@@ -148,16 +158,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_does_not(make_recipe, tmp
 def clustered(make_recipe, tmp_path_factory):
     """Setup, students and mixture of a run whose experts are two of the generalist's and two clusters'."""
     recipe = make_recipe(budget=FEW, experts={"clusters": 2, "select": 2})
-    setup = Setup(recipe, tmp_path_factory.mktemp("clusters") / "run", console=Console(file=StringIO()))
-    trained = students(setup, soft_targets(setup))
-    return setup, trained, ChronoMoEPipeline.from_pretrained(mixture(setup, trained) / "model").model
+    given = Inputs(recipe, tmp_path_factory.mktemp("clusters") / "run", console=Console(file=StringIO()))
+    trained, made = make_mixture(given)
+    return given, trained, ChronoMoEPipeline.from_pretrained(made / "model").model
 
 
 def test_clusters_stand_in_for_domains(clustered):
-    setup, trained, _ = clustered
+    given, trained, _ = clustered
     assert [name for name in trained if name.startswith("expert/")] == ["expert/cluster-0", "expert/cluster-1"]
-    parts = [part for group in setup.groups.values() for part in group]
-    assert sum(len(part.series) for part in parts) == sum(len(domain.series) for domain in setup.domains)
+    parts = [part for group in given.groups.values() for part in group]
+    assert sum(len(part.series) for part in parts) == sum(len(domain.series) for domain in given.domains)
 
 
 def test_greedy_selection_keeps_as_many_experts_as_asked_for(clustered):
@@ -196,15 +206,15 @@ def test_joint_training_moves_the_experts_and_is_drawn(joint_run):
 
 def test_a_budget_too_small_for_a_generalist_has_experts_straight_from_the_teacher(make_recipe, tmp_path):
     recipe = make_recipe(budget=FEW | {"steps": 1})
-    setup = Setup(recipe, tmp_path / "run", console=Console(file=StringIO()))
-    trained = students(setup, soft_targets(setup))
-    model = ChronoMoEPipeline.from_pretrained(mixture(setup, trained) / "model").model
+    given = Inputs(recipe, tmp_path / "run", console=Console(file=StringIO()))
+    _, made = make_mixture(given)
+    model = ChronoMoEPipeline.from_pretrained(made / "model").model
     assert model.config.expert_names == ["power", "sales"]
 
 
 def test_own_share_mixes_other_windows_into_an_experts(make_recipe, tmp_path):
-    setup = Setup(make_recipe(experts={"own_share": 0.75}), tmp_path / "run")
-    owners = [setup.pool().domain_of(window.index) for window in group_windows(setup, "sales")]
+    given = Inputs(make_recipe(experts={"own_share": 0.75}), tmp_path / "run")
+    owners = [given.material.windows.domain_of(row) for row in given.rows_of("sales")]
     assert (owners.count(1), owners.count(0)) == (12, 4)
 
 
@@ -213,7 +223,7 @@ def test_own_share_mixes_other_windows_into_an_experts(make_recipe, tmp_path):
     [
         ({"moe": {"routing": {"top_k": 4}}}, "top_k must be from 1 to 3, the number of experts, got 4"),
         ({"moe": {"routing": {"top_k": 3}}, "experts": {"branch": False}}, "top_k must be from 1 to 2"),
-        ({"experts": {"select": 4}}, "select must be from 1 to 3, the number of experts, got 4"),
+        ({"experts": {"select": 4}}, "select must be from top_k .1. to 3, the number of experts, got 4"),
         ({"moe": {"routing": {"fallback": "generalist"}}, "experts": {"branch": False}}, "needs the generalist among"),
         (
             {"windows": {"context_length": 256, "horizon": 16}},

@@ -12,12 +12,11 @@ from rich.console import Console
 
 from chronomoe import ChronoMoEPipeline
 from chronomoe.errors import InputError
+from chronomoe.inputs import Inputs
 from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
 from chronomoe.models.sparse.upcycling import Chronos2MoEModel, SparseChronos2Model, upcycle
 from chronomoe.pipeline import load_teacher
 from chronomoe.run import ROUTE_RESULTS, run
-from chronomoe.stages.setup import Setup
-from chronomoe.stages.sparse import expanding_plan, upcycling_plan
 from tiny_run import LAYERS, ROUTES
 
 
@@ -74,15 +73,16 @@ def test_every_route_keeps_to_the_budget(grown_run):
 
 
 def test_a_plan_divides_the_budget_by_what_each_part_costs(make_recipe, tmp_path):
-    setup = Setup(make_recipe(**ROUTES), tmp_path / "run")
-    plan, dense = upcycling_plan(setup), setup.cost(setup.active_size)
-    assert plan.steps["dense"] == round(0.4 * setup.budget / dense)
-    teacher = setup.cost_of(upcycle(setup.teacher, setup.config.upcycling.teacher_layers))
-    assert plan.steps["teacher"] == round(0.2 * setup.budget / teacher)
-    spent = expanding_plan(setup)
+    given = Inputs(make_recipe(**ROUTES), tmp_path / "run")
+    budget = given.budget
+    plan, dense = given.upcycling_plan(), budget.cost_of_size(budget.active_size)
+    assert plan.steps["dense"] == round(0.4 * budget.operations / dense)
+    teacher = budget.cost(upcycle(given.teacher, given.config.upcycling.teacher_layers))
+    assert plan.steps["teacher"] == round(0.2 * budget.operations / teacher)
+    spent = given.expanding_plan()
     probes = 2 * 1  # two places, one step each
-    assert spent.steps["base"] == round(0.6 * setup.budget / dense)
-    assert (spent.steps["layer"] + probes) * dense <= 0.4 * setup.budget
+    assert spent.steps["base"] == round(0.6 * budget.operations / dense)
+    assert (spent.steps["layer"] + probes) * dense <= 0.4 * budget.operations
 
 
 def test_routes_are_compared_with_the_dense_rival_and_the_base(grown_run):

@@ -18,8 +18,7 @@ from chronomoe.data.series import TARGET
 from chronomoe.data.soft_targets import revision
 from chronomoe.errors import InputError
 from chronomoe.pipeline import ChronoMoEPipeline
-from chronomoe.stages.commands import check_file_out
-from chronomoe.stages.workspace import room, whole_file
+from chronomoe.stages.workspace import check_file_out, room, whole_file
 
 
 def predict_file(

@@ -1,14 +1,14 @@
-"""A run of any of the three routes, from series to report."""
+"""A run of any of the three routes, from series to report: which stages, in which order."""
 
 import json
 import os
 import platform
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -16,30 +16,33 @@ from rich.console import Console
 from chronomoe.data.domains import Domain
 from chronomoe.data.fingerprint import fingerprint
 from chronomoe.data.split import Part
+from chronomoe.data.windows import TrainingWindows
 from chronomoe.evaluation.comparison import MIXTURE, Candidate
 from chronomoe.evaluation.tasks import Task, make_task
+from chronomoe.inputs import GENERALIST, Inputs
+from chronomoe.models.student import StudentConfig
 from chronomoe.pipeline import ChronoMoEPipeline
 from chronomoe.recipe import RunConfig, dump
 from chronomoe.report.page import write_report
 from chronomoe.stages.evaluation import TEACHER, evaluate_run
-from chronomoe.stages.mixture import mixture
-from chronomoe.stages.setup import Setup
-from chronomoe.stages.sparse import (
-    GENERALIST_BASE,
-    Trained,
-    check_routes,
-    expanded,
-    expansion_base,
-    upcycled,
+from chronomoe.stages.mixture import joint, route
+from chronomoe.stages.soft_targets import Material, label
+from chronomoe.stages.sparse import expanded_student, learned_targets, upcycled_student
+from chronomoe.stages.students import distil_student, load_student
+from chronomoe.stages.workspace import (
+    Report,
+    Workspace,
+    first_process,
+    stage_key,
+    write_atomically,
 )
-from chronomoe.stages.students import load_student, soft_targets, students
-from chronomoe.stages.workspace import Report, copy_folder, stage_key, write_atomically
+from chronomoe.training.growing import ExpansionConfig
 
 RESULTS = (
     "evaluation.jsonl",
     "intervals.json",
-    "speed.json",
     "efficiency.json",
+    "speed.json",
     "recommendation.json",
     "forecasts.json",
     "curves.json",
@@ -48,8 +51,19 @@ RESULTS = (
 ROUTE_RESULTS = ("routing.json", "moe.json", "expansion.json", "held_out.jsonl")
 """Those that depend on routes and held-out domains."""
 RECOMMENDED = "recommended"
+GENERALIST_BASE = "generalist-base"
+"""The finished student that route 3 grows."""
 MADE_BY = {"mixture": "mixture", "upcycle": "upcycled", "expand": "expanded"}
 """What each route makes."""
+
+
+class Grown(NamedTuple):
+    """A finished model of route 2 or 3."""
+
+    stage: Path
+    """Holds ``model/`` and ``curve.json``, or ``path.json``."""
+    training: float
+    """Share of the budget that all its training took."""
 
 
 def run(config: RunConfig, out: Path, *, console: Console | None = None, command: str = "chronomoe run") -> Path:
@@ -63,93 +77,257 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, command
     Raises:
         InputError: the recipe, the data or ``out`` break a rule; nothing is written before all of them were read.
     """
-    setup = Setup(config, out, console=console)
-    check_routes(setup)
-    write_atomically(setup.work.root / "config.yaml", dump(config))
-    store = soft_targets(setup)
-    trained = students(setup, store)
-    grown: dict[str, Trained] = {}
+    given = Inputs(config, out.expanduser(), console=console)
+    given.check_routes()
+    work = given.work
+    if first_process():
+        write_atomically(work.root / "config.yaml", dump(config))
+    store = label(work, "soft-targets", given.teacher, given.material)
+    trained = students(given, store)
+    grown: dict[str, Grown] = {}
     if "upcycle" in config.routes:
-        grown["upcycled"] = upcycled(setup, store)
+        grown["upcycled"] = upcycled(given, store)
     if "expand" in config.routes:
-        trained[GENERALIST_BASE] = expansion_base(setup, store)
-        grown["expanded"] = expanded(setup, trained[GENERALIST_BASE], store)
-    moe = mixture(setup, trained) if "mixture" in config.routes else None
-    evaluated = evaluate(setup, trained, moe, grown)
-    stages = {name: made.stage for name, made in grown.items()} | ({} if moe is None else {"mixture": moe})
-    for place, route in enumerate(config.routes):
-        name = MADE_BY[route]
-        copy_folder(stages[name] / "model", out / ("moe" if place == 0 else name))
-    copy_folder(recommended(evaluated, trained, stages) / "model", out / RECOMMENDED)
-    for name in (*RESULTS, *ROUTE_RESULTS):
-        if (evaluated / name).exists():
-            write_atomically(out / name, (evaluated / name).read_text())
-        else:
-            (out / name).unlink(missing_ok=True)  # left by a run of other routes
-    write_atomically(out / "run.json", json.dumps(_facts(setup, out, command), indent=2))
-    return write_report(out)
+        trained[GENERALIST_BASE] = expansion_base(given, store)
+        grown["expanded"] = expanded(given, store, trained[GENERALIST_BASE])
+    moe = mixture(given, store, trained) if "mixture" in config.routes else None
+    evaluated = evaluate(given, trained, moe, grown)
+    made = {name: one.stage for name, one in grown.items()} | ({} if moe is None else {"mixture": moe})
+    for place, route_name in enumerate(config.routes):
+        name = MADE_BY[route_name]
+        work.publish(made[name] / "model", work.root / ("moe" if place == 0 else name))
+    chosen = json.loads((evaluated / "recommendation.json").read_text())["model"]
+    work.publish((made | trained)[chosen] / "model", work.root / RECOMMENDED)
+    report = work.root / "report.html"
+    if first_process():
+        for name in (*RESULTS, *ROUTE_RESULTS):
+            if (evaluated / name).exists():
+                write_atomically(work.root / name, (evaluated / name).read_text())
+            else:
+                (work.root / name).unlink(missing_ok=True)  # left by a run of other routes
+        write_atomically(work.root / "run.json", json.dumps(_facts(work, command), indent=2))
+        report = write_report(work.root)
+    return report
 
 
-def evaluate(setup: Setup, trained: dict[str, Path], moe: Path | None, grown: dict[str, Trained]) -> Path:
+def student(
+    given: Inputs,
+    name: str,
+    store: Path,
+    *,
+    steps: int,
+    group: str | None = None,
+    start: Path | None = None,
+    size: StudentConfig | None = None,
+    schedule: Any = "cosine",
+) -> Path:
+    """Distil one student of a group, or of all domains."""
+    budget = given.config.budget
+    rate = budget.learning_rate if start is None else budget.expert_learning_rate
+    return distil_student(
+        given.work,
+        name,
+        given.teacher,
+        given.material,
+        store,
+        given.training(name, steps, rate, schedule),
+        size=size or given.budget.size,
+        seed=given.seed("initial weights"),
+        rows=None if group is None else given.rows_of(group),
+        watched=None if group is None else [part.name for part in given.groups[group]],
+        start=start,
+    )
+
+
+def students(given: Inputs, store: Path) -> dict[str, Path]:
+    """Distil everything that is compared, by name.
+
+    The mixture's budget of steps goes to a generalist and the experts that branch from it. ``single`` students get
+    one expert's share of the same budget straight from the teacher; two generalists get all of it, one of the
+    experts' size and one of ``top_k`` times the layers, which takes fewer steps of more compute each.
+    """
+    paths = experts(given, store) if "mixture" in given.config.routes else {}
+    paths["generalist-full"] = student(given, "generalist-full", store, steps=given.config.budget.steps)
+    wide = given.budget.wide
+    if wide is not None:
+        steps = given.budget.steps_of(wide)
+        paths["generalist-wide"] = student(given, "generalist-wide", store, steps=steps, size=wide)
+    return paths
+
+
+def experts(given: Inputs, store: Path) -> dict[str, Path]:
+    """Distil the generalist that experts branch from, the experts, and the ``single`` students."""
+    budget, shared = given.config.budget, given.generalist_steps
+    own = max(1, (budget.steps - shared) // len(given.groups))
+    paths: dict[str, Path] = {}
+    start = None
+    if shared:
+        schedule = budget.generalist_schedule
+        start = paths[GENERALIST] = student(given, GENERALIST, store, steps=shared, schedule=schedule)
+    for group in given.groups:
+        paths[f"expert/{group}"] = student(given, f"expert-{group}", store, steps=own, group=group, start=start)
+    share = max(1, budget.steps // len(given.groups))
+    for group in given.groups:
+        paths[f"single/{group}"] = student(given, f"single-{group}", store, steps=share, group=group)
+    return paths
+
+
+def mixture(given: Inputs, store: Path, students: Mapping[str, Path]) -> Path:
+    """Make a mixture of the experts among some students; return the stage that holds its checkpoint."""
+    config = given.config
+    names = [name for name in students if name.startswith("expert/")]
+    if given.has_generalist_member:
+        names.insert(0, GENERALIST)
+    watched = given.material.watched()
+    if config.experts.clusters is not None:
+        watched = Material.of(given.domains, config.windows, size=1, seed=0, facts={}).watched()
+    routed = route(
+        given.work,
+        {name.removeprefix("expert/"): load_student(students[name]) for name in names},
+        TrainingWindows(
+            given.domains,
+            config.windows,
+            size=config.router_windows,
+            seed=given.seed("router windows"),
+            part=config.router_part,
+        ),
+        watched,
+        config.moe,
+        replace(config.router, seed=given.seed("router")),
+        inputs={
+            **given.material.facts,
+            "experts": {name: stage_key(students[name]) for name in names},
+            "router windows": [config.router_windows, given.seed("router windows"), config.router_part],
+        },
+        select=config.experts.select,
+    )
+    if config.joint.steps == 0:
+        return routed
+    return joint(
+        given.work,
+        routed,
+        given.material,
+        store,
+        given.training("joint", config.joint.steps, config.joint.learning_rate),
+        expert_learning_rate=config.joint.expert_learning_rate,
+    )
+
+
+def upcycled(given: Inputs, store: Path) -> Grown:
+    """Make the student of route 2: distilled dense, upcycled, and distilled on.
+
+    Where ``teacher_share`` says so, the teacher is upcycled and learns the domains first, and both parts of the
+    student follow that teacher.
+    """
+    config, plan, start = given.config.upcycling, given.upcycling_plan(), None
+    if "teacher" in plan.steps:
+        store = learned_targets(
+            given.work,
+            given.teacher,
+            given.material,
+            given.training("upcycled teacher", plan.steps["teacher"], config.learning_rate),
+            layers=given.seeded(config.teacher_layers, "upcycled teacher"),
+            aux_weight=config.aux_weight,
+        )
+    size = given.budget.active_size
+    if "dense" in plan.steps:
+        start = student(given, "dense-start", store, steps=plan.steps["dense"], size=size, schedule="constant")
+    made = upcycled_student(
+        given.work,
+        given.teacher,
+        given.material,
+        store,
+        given.training("upcycled", plan.steps["student"], config.learning_rate),
+        layers=given.seeded(config.layers, "upcycled"),
+        size=size,
+        aux_weight=config.aux_weight,
+        start=start,
+    )
+    return Grown(made, plan.training)
+
+
+def expansion_base(given: Inputs, store: Path) -> Path:
+    """Distil the student that route 3 grows, to its end."""
+    steps = given.expanding_plan().steps["base"]
+    return student(given, GENERALIST_BASE, store, steps=steps, size=given.budget.active_size)
+
+
+def expanded(given: Inputs, store: Path, base: Path) -> Grown:
+    """Make the student of route 3: ``base`` grown by MoE layers."""
+    config, plan = given.config.expanding, given.expanding_plan()
+    expansion = ExpansionConfig(
+        layer=given.seeded(config.layers, "expanded"),
+        max_layers=config.max_layers,
+        probe_steps=config.probe_steps,
+        min_gain=config.min_gain,
+        training=given.training("expanded", plan.steps["layer"], config.learning_rate),
+        aux_weight=config.aux_weight,
+    )
+    made = expanded_student(given.work, "expanded/student", load_student(base), given.material, store, expansion)
+    return Grown(made, plan.training)
+
+
+def evaluate(given: Inputs, trained: dict[str, Path], moe: Path | None, grown: dict[str, Grown]) -> Path:
     """Score everything on the test windows and measure what it costs."""
-    options = setup.config.evaluation
-    inputs = setup.base | {
+    options = given.config.evaluation
+    inputs = {
+        **given.material.facts,
+        "held out": [fingerprint(domain) for domain in given.held_out],
         "moe": None if moe is None else stage_key(moe),
         "students": {name: stage_key(path) for name, path in trained.items()},
         "grown": {name: stage_key(made.stage) for name, made in grown.items()},
-        "held_out": [fingerprint(domain) for domain in setup.held_out],
         "evaluation": asdict(options),
     }
 
     def make(folder: Path, report: Report) -> None:
-        def tasks(domains: Sequence[Domain], part: Part) -> dict[str, Task]:
+        def tasks(domains: list[Domain], part: Part) -> dict[str, Task]:
             return {
-                domain.name: make_task(domain, setup.config.windows, part=part, limit=options.windows_per_domain)
+                domain.name: make_task(domain, given.config.windows, part=part, limit=options.windows_per_domain)
                 for domain in domains
             }
 
         evaluate_run(
             folder,
-            _candidates(setup, trained, moe, grown),
-            tasks=tasks(setup.domains, "test"),
-            validation=tasks(setup.domains, "validation"),
-            held_out=tasks(setup.held_out, "test"),
-            horizon=setup.config.windows.horizon,
+            _candidates(given, trained, moe, grown),
+            tasks=tasks(given.domains, "test"),
+            validation=tasks(given.domains, "validation"),
+            held_out=tasks(given.held_out, "test"),
+            horizon=given.config.windows.horizon,
             top_k=options.top_k,
             draws=options.bootstrap_draws,
             repeats=options.latency_repeats,
-            seed=setup.config.seed,
+            seed=given.config.seed,
             progress=report,
         )
         (folder / "curves.json").write_text(json.dumps(_curves(trained, moe, grown)))
         if "expanded" in grown:
             shutil.copy(grown["expanded"].stage / "path.json", folder / "expansion.json")
 
-    return setup.work.stage("evaluation", inputs, make)
+    return given.work.stage("evaluation", inputs, make)
 
 
 def _candidates(
-    setup: Setup, trained: dict[str, Path], moe: Path | None, grown: dict[str, Trained]
+    given: Inputs, trained: dict[str, Path], moe: Path | None, grown: dict[str, Grown]
 ) -> dict[str, Candidate]:
     """Return everything that was trained, with the share of the budget and the core-seconds that it took."""
-    threads, seconds = torch.get_num_threads(), setup.work.seconds
+    threads, seconds = torch.get_num_threads(), given.work.seconds
 
     def spent(*stages: str) -> float:
         return threads * sum(seconds.get(stage, 0.0) for stage in stages)
 
-    steps, groups = setup.config.budget.steps, len(setup.groups)
+    steps, groups = given.config.budget.steps, len(given.groups)
     shares = {
-        "generalist": setup.generalist_steps / steps,
-        "expert": max(1, (steps - setup.generalist_steps) // groups) / steps,
+        "generalist": given.generalist_steps / steps,
+        "expert": max(1, (steps - given.generalist_steps) // groups) / steps,
         "single": max(1, steps // groups) / steps,
         "generalist-full": 1.0,
-        GENERALIST_BASE: setup.config.expanding.base_share,
+        GENERALIST_BASE: given.config.expanding.base_share,
     }
-    wide = setup.wide_size()
+    wide = given.budget.wide
     if wide is not None:
-        cost = setup.cost(wide)
-        shares["generalist-wide"] = max(1, round(setup.budget / cost)) * cost / setup.budget
-    found = {TEACHER: Candidate(model=setup.teacher, kind="teacher")}
+        cost = given.budget.cost_of_size(wide)
+        shares["generalist-wide"] = given.budget.steps_of(wide) * cost / given.budget.operations
+    found = {TEACHER: Candidate(model=given.teacher, kind="teacher")}
     for name, path in trained.items():
         kind, _, domain = name.partition("/")
         branched = kind == "expert" and "generalist" in trained
@@ -171,20 +349,14 @@ def _candidates(
         found[MIXTURE] = Candidate(
             model=ChronoMoEPipeline.from_pretrained(moe / "model").model,
             kind="mixture",
-            training=setup.config.joint.steps / steps,
+            training=given.config.joint.steps / steps,
             core_seconds=spent("expert-forecasts", "router", "joint"),
             needs=tuple(name for name, one in found.items() if one.kind == "expert"),
         )
     return found
 
 
-def recommended(folder: Path, trained: dict[str, Path], stages: dict[str, Path]) -> Path:
-    """Return the stage that made the model which a finished evaluation recommends."""
-    name = json.loads((folder / "recommendation.json").read_text())["model"]
-    return (stages | trained)[name]
-
-
-def _curves(trained: dict[str, Path], moe: Path | None, grown: dict[str, Trained]) -> dict[str, Any]:
+def _curves(trained: dict[str, Path], moe: Path | None, grown: dict[str, Grown]) -> dict[str, Any]:
     curves = {name: json.loads((path / "curve.json").read_text()) for name, path in trained.items()}
     if moe is not None:
         curves["router"] = json.loads((moe.with_name("router") / "router.json").read_text())["curve"]
@@ -198,10 +370,10 @@ def _curves(trained: dict[str, Path], moe: Path | None, grown: dict[str, Trained
     return curves
 
 
-def _facts(setup: Setup, out: Path, command: str) -> dict[str, Any]:
+def _facts(work: Workspace, command: str) -> dict[str, Any]:
     return {
-        "name": out.name,
-        "seconds": setup.work.seconds,
+        "name": work.root.name,
+        "seconds": work.seconds,
         "command": command,
         "machine": {
             "cores": os.cpu_count(),

@@ -8,7 +8,7 @@ import chronomoe
 ROOT = Path(chronomoe.__file__).parent
 LAYERS = [
     {"cli", "__main__"},
-    {"run", "recipe", "predict", "pretraining"},
+    {"run", "inputs", "recipe", "predict", "pretraining"},
     {"stages"},
     {"report", "evaluation"},
     {"pipeline", "checkpoints"},

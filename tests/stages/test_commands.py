@@ -15,8 +15,10 @@ from chronomoe.data.windows import WindowConfig
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
 from chronomoe.models.sparse.upcycling import Chronos2MoEModel
-from chronomoe.stages.commands import compare_checkpoints, compose_mixture, distil_domain
-from chronomoe.stages.commands_sparse import expand_checkpoint, upcycle_checkpoint
+from chronomoe.stages.evaluation import evaluate_checkpoints
+from chronomoe.stages.mixture import compose_mixture
+from chronomoe.stages.sparse import expand_checkpoint, upcycle_checkpoint
+from chronomoe.stages.students import distil_domain
 from chronomoe.training.distillation import DistilConfig
 from chronomoe.training.growing import ExpansionConfig
 from chronomoe.training.routing import RouterTrainingConfig
@@ -237,7 +239,7 @@ def test_new_layers_follow_a_teacher_of_the_same_quantile_levels(teacher_folder,
 
 def test_checkpoints_are_compared_with_seasonal_naive(moe, students, domains):
     models = [str(moe), str(students["power"])]
-    records = compare_checkpoints(models, list(domains.values()), horizon=8, context_length=64, limit=3)
+    records = evaluate_checkpoints(models, list(domains.values()), horizon=8, context_length=64, limit=3)
     assert {record["model"]: record["kind"] for record in records} == {
         "seasonal naive": "naive",
         str(moe): "mixture",
@@ -250,11 +252,11 @@ def test_checkpoints_are_compared_with_seasonal_naive(moe, students, domains):
 def test_data_sets_of_the_same_name_are_refused(students, domains):
     twice = [domains["power"], domains["power"]]
     with pytest.raises(InputError, match="every data set needs a name of its own"):
-        compare_checkpoints([str(students["power"])], twice, horizon=8, context_length=64, limit=3)
+        evaluate_checkpoints([str(students["power"])], twice, horizon=8, context_length=64, limit=3)
 
 
 def test_models_of_other_quantile_levels_are_not_compared(students, make_teacher, domains, tmp_path):
     ChronoMoEPipeline(make_teacher(forecasting={"quantiles": [0.1, 0.5, 0.9]})).save_pretrained(tmp_path / "odd")
     models = [str(students["power"]), str(tmp_path / "odd")]
     with pytest.raises(InputError, match="must have the same quantile levels, got .* 9, .* 3"):
-        compare_checkpoints(models, [domains["power"]], horizon=8, context_length=64, limit=3)
+        evaluate_checkpoints(models, [domains["power"]], horizon=8, context_length=64, limit=3)

@@ -166,7 +166,7 @@ def distil(
 
     Example: chronomoe distil tiny demo:traffic --out students/traffic --steps 500
     """
-    from chronomoe.stages.commands import distil_domain
+    from chronomoe.stages.students import distil_domain
     from chronomoe.training.distillation import DistilConfig
     from chronomoe.training.losses import LossConfig
 
@@ -212,7 +212,7 @@ def compose(
     Example: chronomoe compose students/traffic students/web --data demo:traffic --data demo:web --out moe --top-k 2
     """
     from chronomoe.models.mixture.router import RoutingConfig
-    from chronomoe.stages.commands import compose_mixture
+    from chronomoe.stages.mixture import compose_mixture
     from chronomoe.training.routing import RouterTrainingConfig
 
     named = {name or Path(path).name: path for name, _, path in (part.rpartition("=") for part in experts)}
@@ -261,10 +261,11 @@ def evaluate(
 
     Example: chronomoe evaluate moe tiny --data demo:traffic --data demo:web --horizon 48 --out evaluation.jsonl
     """
-    from chronomoe.stages.commands import check_file_out, compare_checkpoints
+    from chronomoe.stages.evaluation import evaluate_checkpoints
+    from chronomoe.stages.workspace import check_file_out
 
     check_file_out(out, inputs=data)
-    records = compare_checkpoints(
+    records = evaluate_checkpoints(
         models,
         [read_domain(part, target, known_covariate, seasonality, freq) for part in data],
         horizon=horizon,

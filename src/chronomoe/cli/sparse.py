@@ -71,7 +71,7 @@ def upcycle(
     Example: chronomoe upcycle tiny --out moe --num-experts 8 --top-k 2
     """
     from chronomoe.models.sparse.config import MoEConfig
-    from chronomoe.stages.commands_sparse import upcycle_checkpoint
+    from chronomoe.stages.sparse import upcycle_checkpoint
 
     config = MoEConfig(
         num_experts=num_experts,
@@ -138,7 +138,7 @@ def expand(
     """
     from chronomoe.data.windows import WindowConfig
     from chronomoe.models.sparse.config import MoEConfig
-    from chronomoe.stages.commands_sparse import expand_checkpoint
+    from chronomoe.stages.sparse import expand_checkpoint
     from chronomoe.training.distillation import DistilConfig
     from chronomoe.training.growing import ExpansionConfig
     from chronomoe.training.losses import LossConfig

@@ -10,8 +10,12 @@ import numpy as np
 import torch
 from chronos.chronos2 import Chronos2Model
 from jaxtyping import Float
+from rich.console import Console
 from torch import Tensor, nn
 
+from chronomoe.data.domains import Domain
+from chronomoe.data.windows import EvaluationWindows, WindowConfig
+from chronomoe.errors import InputError
 from chronomoe.evaluation.claims import claims, speed_claim
 from chronomoe.evaluation.comparison import (
     MIXTURE,
@@ -19,6 +23,7 @@ from chronomoe.evaluation.comparison import (
     OWN_SINGLE,
     Candidate,
     compare_models,
+    kind_of,
     write_records,
 )
 from chronomoe.evaluation.cost import compare, cost_records
@@ -27,9 +32,11 @@ from chronomoe.evaluation.held_out import compare_unseen
 from chronomoe.evaluation.inside import look_inside
 from chronomoe.evaluation.recommend import DEPLOYABLE, recommend
 from chronomoe.evaluation.routing import confidence_bins, routing_summary
-from chronomoe.evaluation.tasks import Task
+from chronomoe.evaluation.tasks import Task, make_task
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
+from chronomoe.pipeline import ChronoMoEPipeline
+from chronomoe.stages.soft_targets import report_skipped
 
 TEACHER, UPSTREAM = "teacher", "teacher, upstream code"
 TIMED_WINDOWS = 64
@@ -125,3 +132,38 @@ def _upstream(teacher: nn.Module) -> Chronos2Model:
     upstream = Chronos2Model(copy.deepcopy(teacher.config))
     upstream.load_state_dict(teacher.state_dict())
     return upstream.eval()
+
+
+def evaluate_checkpoints(
+    models: Sequence[str],
+    domains: Sequence[Domain],
+    *,
+    horizon: int,
+    context_length: int,
+    limit: int,
+    console: Console | None = None,
+) -> list[dict[str, Any]]:
+    """Score checkpoints and the seasonal naive forecast on the test part of some domains.
+
+    Returns:
+        Records: ``model``, ``kind``, ``domain``, ``horizon``, ``metric``, ``value``.
+
+    Raises:
+        InputError: the checkpoints forecast other quantile levels, so that their WQL cannot be compared.
+    """
+    names = [domain.name for domain in domains]
+    if len(set(names)) < len(names):
+        raise InputError(f"every data set needs a name of its own, got {names}; rename a file")
+    if limit < 1:
+        raise InputError(f"limit must be at least 1 window, got {limit}")
+    windows = WindowConfig(context_length=context_length, horizon=horizon, min_context_length=min(32, context_length))
+    skipped = {domain.name: EvaluationWindows(domain, windows, part="test").skipped for domain in domains}
+    report_skipped(console, skipped)
+    tasks = {domain.name: make_task(domain, windows, limit=limit) for domain in domains}
+    loaded = {name: ChronoMoEPipeline.from_pretrained(name).model for name in models}
+    levels = {name: tuple(model.chronos_config.quantiles) for name, model in loaded.items()}
+    if len(set(levels.values())) > 1:
+        counts = ", ".join(f"{name} {len(own)}" for name, own in levels.items())
+        raise InputError(f"compared models must have the same quantile levels, got {counts}; compare them one by one")
+    candidates = {name: Candidate(model=model, kind=kind_of(model)) for name, model in loaded.items()}
+    return compare_models(candidates, tasks, levels=next(iter(levels.values()))).records()

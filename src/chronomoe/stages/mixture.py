@@ -1,23 +1,27 @@
-"""The stages of a run that make the mixture: expert forecasts, router, joint fine-tuning."""
+"""The stages that make a mixture of trained students: expert forecasts, router, joint fine-tuning."""
 
 import json
-import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset
+from rich.console import Console
 
-from chronomoe.data.soft_targets import SoftTargetStore
-from chronomoe.data.windows import TrainingWindows, Window
+from chronomoe.data.domains import Domain
+from chronomoe.data.soft_targets import revision
+from chronomoe.data.windows import JoinedWindows, TrainingWindows, WindowConfig
+from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.mixture.mixture import DistilledMoE, MixtureConfig, build_mixture
-from chronomoe.pipeline import ChronoMoEPipeline
-from chronomoe.stages.setup import Setup
-from chronomoe.stages.students import load_student
-from chronomoe.stages.workspace import Report, stage_key
-from chronomoe.training.distillation import DistilConfig, distil, save_curve, select_experts
+from chronomoe.models.mixture.router import RoutingConfig
+from chronomoe.models.sparse.upcycling import check_dense
+from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
+from chronomoe.stages.soft_targets import Material, check_windows, report_skipped, validation_windows
+from chronomoe.stages.students import train
+from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for, stage_key
+from chronomoe.training.distillation import DistilConfig, select_experts
 from chronomoe.training.routing import (
     ExpertForecasts,
     RouterTrainingConfig,
@@ -27,138 +31,174 @@ from chronomoe.training.routing import (
     train_router,
 )
 
+Experts = Mapping[str, ExactChronos2Model]
+PARTS = ("train", "validation")
 
-def mixture(setup: Setup, students: dict[str, Path]) -> Path:
-    """Make a mixture of the experts among some students; return the stage that holds its checkpoint."""
-    config = setup.config
-    names = [name for name in students if name.startswith("expert/")]
-    if setup.has_generalist_member:
-        names.insert(0, "generalist")
-    inputs = setup.base | {
-        "moe": asdict(config.moe),
-        "experts": {name: stage_key(students[name]) for name in names},
-        "windows": config.router_windows,
-        "part": config.router_part,
-    }
 
-    def load() -> dict[str, ExactChronos2Model]:
-        return {name.removeprefix("expert/"): load_student(students[name]) for name in names}
+def route(
+    work: Workspace,
+    experts: Experts,
+    windows: TrainingWindows,
+    validation: JoinedWindows,
+    moe: MixtureConfig,
+    training: RouterTrainingConfig,
+    *,
+    inputs: Mapping[str, Any],
+    select: int | None = None,
+) -> Path:
+    """Let every expert forecast the router's windows once, and train the router on that.
+
+    Args:
+        work: the run's folder.
+        experts: by name.
+        windows: that the router learns from.
+        validation: that stop its training.
+        moe: router, routing and balance.
+        training: of the router; its seed is that of the router's first weights, too.
+        inputs: what experts and windows depend on.
+        select: keep this many experts, chosen greedily; all when None.
+
+    Returns:
+        The stage: ``model/`` and ``router.json``, with the training curve, and the validation loss of the mixture, of
+        each expert and of the best expert of each window in hindsight.
+    """
+    needed = {**inputs, "moe": asdict(moe), "router seed": training.seed}
+
+    def forecast(members: Experts, part: str) -> ExpertForecasts:
+        model = seeded_mixture(members, moe, training.seed)
+        if part == "train":
+            return forecast_with_experts(model, windows, domain_of=[windows.domain_of(i) for i in range(len(windows))])
+        owners = [validation.owner(index) for index in range(len(validation))]
+        return forecast_with_experts(model, validation, domain_of=owners)
 
     def cache(folder: Path, report: Report) -> None:
-        model = seeded_mixture(load(), config.moe, setup.seed("router"))
-        for step, part in enumerate(("train", "validation")):
-            report(step, 2)
-            windows, domain_of = router_windows(setup, part)
-            forecasts = forecast_with_experts(model, windows, domain_of=domain_of)
-            torch.save(forecasts._asdict(), folder / f"{part}.pt")
+        for step, part in enumerate(PARTS):
+            report(step, len(PARTS))
+            torch.save(forecast(experts, part)._asdict(), folder / f"{part}.pt")
 
-    cached = setup.work.stage("expert-forecasts", inputs, cache)
-    inputs |= {"router": asdict(config.router), "select": config.experts.select}
+    cached = work.stage("expert-forecasts", needed, cache)
 
-    def make(folder: Path, report: Report) -> None:
-        parts = {name: ExpertForecasts(**torch.load(cached / f"{name}.pt")) for name in ("train", "validation")}
-        training = replace(config.router, seed=setup.seed("router"))
-        model, summary = route(
-            load(), parts["train"], parts["validation"], config.moe, training, select=config.experts.select
-        )
+    def learn(folder: Path, report: Report) -> None:
+        parts = {name: ExpertForecasts(**torch.load(cached / f"{name}.pt")) for name in PARTS}
+        members = experts
+        if select is not None:
+            members, parts = _selected(experts, parts, top_k=moe.routing.top_k, select=select)
+            if moe.router.use_patch_embedding and list(members)[0] != list(experts)[0]:
+                parts = {name: forecast(members, name) for name in PARTS}  # the router reads another first expert
+        model = seeded_mixture(members, moe, training.seed)
+        curve = train_router(model, parts["train"], parts["validation"], training)
+        losses = expert_losses(parts["validation"], torch.tensor(model.chronos_config.quantiles))
+        summary = {
+            "curve": curve,
+            "validation": {
+                "mixture": mixture_quantile_loss(model, parts["validation"]),
+                "experts": dict(zip(members, losses.mean(dim=0).tolist(), strict=True)),
+                "oracle": losses.amin(dim=1).mean().item(),
+            },
+        }
         ChronoMoEPipeline(model).save_pretrained(folder / "model")
         (folder / "router.json").write_text(json.dumps(summary))
 
-    routed = setup.work.stage("router", inputs, make)
-    return routed if config.joint.steps == 0 else joint(setup, routed, inputs)
+    return work.stage("router", needed | {"router": asdict(training), "select": select}, learn)
 
 
-def seeded_mixture(experts: dict[str, ExactChronos2Model], moe: MixtureConfig, seed: int) -> DistilledMoE:
+def _selected(
+    experts: Experts, parts: Mapping[str, ExpertForecasts], *, top_k: int, select: int
+) -> tuple[Experts, dict[str, ExpertForecasts]]:
+    """Choose experts greedily by validation loss; return them with their forecasts."""
+    seen = parts["validation"]
+    levels = torch.tensor(next(iter(experts.values())).chronos_config.quantiles)
+    kept = sorted(select_experts(seen.quantiles, seen.target, levels, seen.domain.numpy(), count=select, top_k=top_k))
+    names = [list(experts)[index] for index in kept]
+    cut = {name: part._replace(quantiles=part.quantiles[:, kept]) for name, part in parts.items()}
+    return {name: experts[name] for name in names}, cut
+
+
+def joint(
+    work: Workspace,
+    routed: Path,
+    material: Material,
+    soft_targets: Path,
+    training: DistilConfig,
+    *,
+    expert_learning_rate: float,
+) -> Path:
+    """Fine-tune router and experts together; ``training`` has the router's learning rate."""
+    training = replace(training, loss=replace(training.loss, hidden_weight=0.0))  # experts have no layers in common
+
+    def build() -> DistilledMoE:
+        model: DistilledMoE = ChronoMoEPipeline.from_pretrained(routed / "model").model
+        return model
+
+    return train(
+        work,
+        "joint",
+        build,  # type: ignore[arg-type]
+        material,
+        soft_targets,
+        training,
+        inputs={"routed": stage_key(routed), "expert_learning_rate": expert_learning_rate},
+        expert_learning_rate=expert_learning_rate,
+    )
+
+
+def seeded_mixture(experts: Experts, moe: MixtureConfig, seed: int) -> DistilledMoE:
     """Make a mixture whose untrained router is the same for the same seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = build_mixture(experts, moe)
+        model = build_mixture(dict(experts), moe)
     model.eval()
     return model
 
 
-def route(
-    experts: dict[str, ExactChronos2Model],
-    train: ExpertForecasts,
-    validation: ExpertForecasts,
-    moe: MixtureConfig,
-    training: RouterTrainingConfig,
+def check_select(select: int | None, *, top_k: int, candidates: int) -> None:
+    """Refuse to keep more experts than there are, or to choose more than are kept."""
+    if select is not None and not top_k <= select <= candidates:
+        raise InputError(f"select must be from top_k ({top_k}) to {candidates}, the number of experts, got {select}")
+
+
+def compose_mixture(
+    experts: Mapping[str, str],
+    domains: Sequence[Domain],
+    out: Path,
     *,
+    windows: WindowConfig,
+    routing: RoutingConfig,
+    router: RouterTrainingConfig,
+    router_windows: int = 4096,
     select: int | None = None,
-) -> tuple[DistilledMoE, dict[str, Any]]:
-    """Choose experts if asked to, train the router on their cached forecasts, and return the mixture with a summary.
+    console: Console | None = None,
+) -> Path:
+    """Make a mixture of trained students and write its checkpoint to ``out``; resumable until then.
 
-    The summary has the training curve, and the validation loss of the mixture, of each expert and of the best expert
-    of each window in hindsight.
+    Args:
+        experts: checkpoints by the names they get.
+        domains: series that the router learns from: their training part, watched on their validation part.
+        out: a new folder.
+        windows: context and horizon.
+        routing: how scores become choices.
+        router: how the router is trained.
+        router_windows: windows it learns from.
+        select: keep this many experts, chosen greedily; all when None.
+        console: for messages.
     """
-    levels = torch.tensor(next(iter(experts.values())).chronos_config.quantiles)
-    if select is not None:
-        domain = validation.domain.numpy()
-        kept = sorted(
-            select_experts(
-                validation.quantiles, validation.target, levels, domain, count=select, top_k=moe.routing.top_k
-            )
-        )
-        names = list(experts)
-        experts = {names[index]: experts[names[index]] for index in kept}
-        train = train._replace(quantiles=train.quantiles[:, kept])
-        validation = validation._replace(quantiles=validation.quantiles[:, kept])
-    model = seeded_mixture(experts, moe, training.seed)
-    curve = train_router(model, train, validation, training)
-    losses = expert_losses(validation, levels)
-    summary = {
-        "curve": curve,
-        "validation": {
-            "mixture": mixture_quantile_loss(model, validation),
-            "experts": dict(zip(experts, losses.mean(dim=0).tolist(), strict=True)),
-            "oracle": losses.amin(dim=1).mean().item(),
-        },
-    }
-    return model, summary
-
-
-def router_windows(setup: Setup, part: str) -> tuple[Dataset[Window], list[int]]:
-    """Return the windows that the router learns from, or is judged on, and the domain of each."""
-    config = setup.config
-    if part == "validation":
-        joined = setup.validation()
-        return joined, [joined.owner(index) for index in range(len(joined))]
-    windows = TrainingWindows(
-        setup.domains,
-        config.windows,
-        size=config.router_windows,
-        seed=setup.seed("router windows"),
-        part=config.router_part,
-    )
-    return windows, [windows.domain_of(index) for index in range(len(windows))]
-
-
-def joint(setup: Setup, routed: Path, inputs: dict[str, Any]) -> Path:
-    """Fine-tune router and experts together."""
-    options = setup.config.joint
-    config = DistilConfig(
-        steps=options.steps,
-        batch_size=setup.config.budget.batch_size,
-        learning_rate=options.learning_rate,
-        loss=replace(setup.config.loss, hidden_weight=0.0),  # experts and teacher need not have layers alike
-        checkpoint_steps=max(50, options.steps // 4),
-        seed=setup.seed("order", "joint"),
-    )
-
-    def make(folder: Path, report: Report) -> None:
-        model = ChronoMoEPipeline.from_pretrained(routed / "model").model
-        curve = distil(
-            model,
-            setup.pool(),
-            SoftTargetStore(setup.work.root / "stages" / "soft-targets" / "store"),
-            config,
-            folder / "checkpoints",
-            validation=setup.validation(),
-            expert_learning_rate=options.expert_learning_rate,
-            progress=report,
-        )
-        ChronoMoEPipeline(model).save_pretrained(folder / "model")
-        save_curve(curve, folder / "curve.json")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-
-    return setup.work.stage("joint", inputs | {"config": asdict(config), "joint": asdict(options)}, make)
+    check_new(out)
+    members = {name: load_teacher(path) for name, path in experts.items()}
+    for name, model in members.items():
+        check_dense(model, what=f"expert {name!r}", remedy="distil a student, or forecast with that checkpoint itself")
+    moe = MixtureConfig(routing=routing)
+    check_windows(windows, seeded_mixture(members, moe, router.seed))
+    check_select(select, top_k=routing.top_k, candidates=len(members))
+    if router_windows < 1:
+        raise InputError(f"the router needs at least 1 window to learn from, got {router_windows}")
+    train_windows = TrainingWindows(domains, windows, size=router_windows, seed=router.seed)
+    report_skipped(console, train_windows.skipped)
+    watched = JoinedWindows(list(validation_windows(domains, windows).values()))
+    facts = Material.of(domains, windows, size=router_windows, seed=router.seed, facts={}).facts
+    with folder_for(out, console=console) as work:
+        inputs = {**facts, "experts": {name: revision(model) for name, model in members.items()}}
+        routed = route(work, members, train_windows, watched, moe, router, inputs=inputs, select=select)
+        loss = json.loads((routed / "router.json").read_text())["validation"]["mixture"]
+        work.console.print(f"validation loss of the mixture: {loss:.4f}")
+        work.publish(routed / "model", out)
+    return out

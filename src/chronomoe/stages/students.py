@@ -1,152 +1,176 @@
-"""The stages of a run that train: soft targets, students, experts, and what they are compared with."""
+"""The stage that distils one student, and the command that does it for one domain."""
 
 import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
-import numpy as np
 import torch
+from rich.console import Console
 from torch.utils.data import Dataset, Subset
 
-from chronomoe.data.soft_targets import SoftTargetStore
-from chronomoe.data.windows import TrainingWindows, Window
+from chronomoe.data.domains import Domain
+from chronomoe.data.windows import Window, WindowConfig
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.student import StudentConfig, create_student_model
-from chronomoe.pipeline import ChronoMoEPipeline
-from chronomoe.stages.setup import Setup
-from chronomoe.stages.workspace import Report, stage_key
+from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
+from chronomoe.stages.soft_targets import (
+    Material,
+    check_windows,
+    label,
+    open_store,
+    optional_key,
+    report_skipped,
+)
+from chronomoe.stages.workspace import Report, Workspace, check_new, first_process, folder_for
 from chronomoe.training.distillation import DistilConfig, distil, save_curve
 
-
-def soft_targets(setup: Setup) -> Path:
-    """Ask the teacher once for the forecasts of all training windows."""
-    windows = setup.pool()
-
-    def make(folder: Path, report: Report) -> None:
-        SoftTargetStore.build(folder / "store", setup.teacher, windows, progress=report)
-
-    return setup.work.stage("soft-targets", setup.base, make)
+Build = Callable[[], ExactChronos2Model]
 
 
-def group_windows(setup: Setup, group: str | None) -> Dataset[Window]:
-    """Return the training windows of a group, with its share of all others, or the whole pool for None."""
-    pool = setup.pool()
-    if group is None:
-        return pool
-    own = np.array([index for index in range(len(pool)) if _belongs(setup, pool, index, group)])
-    share = setup.config.experts.own_share
-    others = np.setdiff1d(np.arange(len(pool)), own)
-    count = min(len(others), round(len(own) * (1 - share) / share))
-    drawn = np.random.default_rng(setup.seed("other windows", group)).choice(others, size=count, replace=False)
-    return Subset(pool, np.concatenate([own, drawn]).tolist())
-
-
-def _belongs(setup: Setup, pool: TrainingWindows, index: int, group: str) -> bool:
-    return pool.domains[pool.domain_of(index)] in setup.groups[group]
-
-
-def student(
-    setup: Setup,
+def train(
+    work: Workspace,
     name: str,
+    build: Build,
+    material: Material,
+    soft_targets: Path | None,
+    training: DistilConfig,
     *,
-    group: str | None,
-    steps: int,
-    store: Path,
-    start: Path | None = None,
-    size: StudentConfig | None = None,
-    schedule: Literal["cosine", "constant"] = "cosine",
+    inputs: dict[str, Any],
+    windows: Dataset[Window] | None = None,
+    watched: Sequence[str] | None = None,
+    **options: Any,
 ) -> Path:
-    """Distil one student and return its folder.
+    """Train a model and return the stage that holds its checkpoint (``model/``) and ``curve.json``.
 
     Args:
-        setup: the run's.
-        name: of the student.
-        group: whose windows it is trained on; None for all, as a generalist is.
-        steps: optimiser steps.
-        store: the folder of the soft targets.
-        start: folder of the student it branches from; the teacher when None.
-        size: another size than the run's.
-        schedule: of the learning rate.
+        work: the run's folder.
+        name: of the stage.
+        build: makes the model.
+        material: what it learns from.
+        soft_targets: the stage of the teacher's forecasts; None trains on what happened alone.
+        training: steps, rates and losses.
+        inputs: what else the result depends on.
+        windows: some of the material's training windows; all when None.
+        watched: domains whose validation windows are watched; all when None.
+        **options: of ``training.distillation.distil``.
     """
-    budget, size = setup.config.budget, size or setup.size
-    config = DistilConfig(
-        steps=steps,
-        batch_size=budget.batch_size,
-        learning_rate=budget.learning_rate if start is None else budget.expert_learning_rate,
-        schedule=schedule,
-        loss=setup.config.loss,
-        checkpoint_steps=max(50, steps // 4),
-        seed=setup.seed("order", name),
-    )
 
     def make(folder: Path, report: Report) -> None:
-        if start is None:
-            generator = torch.Generator().manual_seed(setup.seed("initial weights"))
-            model = create_student_model(setup.teacher, size, generator=generator)
-        else:
-            model = load_student(start)
+        model = build()
         curve = distil(
             model,
-            group_windows(setup, group),
-            SoftTargetStore(store / "store"),
-            config,
+            material.windows if windows is None else windows,
+            open_store(soft_targets),
+            training,
             folder / "checkpoints",
-            validation=setup.validation(group),
-            hidden_teacher=setup.teacher if config.loss.hidden_weight else None,
+            validation=material.watched(watched),
             progress=report,
+            **options,
         )
-        ChronoMoEPipeline(model).save_pretrained(folder / "model")
-        save_curve(curve, folder / "curve.json")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        if first_process():
+            ChronoMoEPipeline(model).save_pretrained(folder / "model")
+            save_curve(curve, folder / "curve.json")
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
-    inputs = setup.base | {
-        "config": asdict(config),
-        "group": group,
-        "own_share": setup.config.experts.own_share,
-        "size": asdict(size),
-        "start": None if start is None else stage_key(start),
-    }
-    return setup.work.stage(f"students/{name}", inputs, make)
+    needed = {**material.facts, "training": asdict(training), "soft_targets": optional_key(soft_targets), **inputs}
+    return work.stage(name, needed, make, together=True)
 
 
-def students(setup: Setup, store: Path) -> dict[str, Path]:
-    """Distil everything that is compared, by name.
+def distil_student(
+    work: Workspace,
+    name: str,
+    teacher: ExactChronos2Model,
+    material: Material,
+    soft_targets: Path,
+    training: DistilConfig,
+    *,
+    size: StudentConfig,
+    seed: int,
+    rows: Sequence[int] | None = None,
+    watched: Sequence[str] | None = None,
+    start: Path | None = None,
+) -> Path:
+    """Distil one student; see ``train``.
 
-    The mixture's budget of steps goes to a generalist and the experts that branch from it. ``single`` students get one
-    expert's share of the same budget straight from the teacher; two generalists get all of it, one of the experts'
-    size and one with the mixture's active compute, which takes fewer steps of more compute each.
+    Args:
+        work: the run's folder.
+        name: of the student.
+        teacher: what it is cut from.
+        material: what it learns from.
+        soft_targets: the stage of the teacher's forecasts.
+        training: steps, rates and losses.
+        size: layers and widths.
+        seed: of weights that are drawn.
+        rows: numbers of the training windows it sees; all when None.
+        watched: domains whose validation windows are watched; all when None.
+        start: stage of the student it branches from; the teacher when None.
     """
-    paths = experts(setup, store) if "mixture" in setup.config.routes else {}
-    steps = setup.config.budget.steps
-    paths["generalist-full"] = student(setup, "generalist-full", group=None, steps=steps, store=store)
-    wide = setup.wide_size()
-    if wide is not None:
-        steps = max(1, round(setup.budget / setup.cost(wide)))
-        paths["generalist-wide"] = student(setup, "generalist-wide", group=None, steps=steps, store=store, size=wide)
-    return paths
+
+    def build() -> ExactChronos2Model:
+        if start is not None:
+            return load_student(start)
+        return create_student_model(teacher, size, generator=torch.Generator().manual_seed(seed))
+
+    return train(
+        work,
+        f"students/{name}",
+        build,
+        material,
+        soft_targets,
+        training,
+        inputs={
+            "size": asdict(size),
+            "seed": seed,
+            "start": optional_key(start),
+            "rows": None if rows is None else [len(rows), sum(rows)],
+            "watched": watched,
+        },
+        windows=None if rows is None else Subset(material.windows, rows),
+        watched=watched,
+        hidden_teacher=teacher if training.loss.hidden_weight else None,
+    )
 
 
-def experts(setup: Setup, store: Path) -> dict[str, Path]:
-    """Distil the generalist that experts branch from, the experts, and the ``single`` students."""
-    budget = setup.config.budget
-    shared = setup.generalist_steps
-    own = max(1, (budget.steps - shared) // len(setup.groups))
-    paths: dict[str, Path] = {}
-    start = None
-    if shared:
-        start = paths["generalist"] = student(
-            setup, "generalist", group=None, steps=shared, store=store, schedule=budget.generalist_schedule
-        )
-    for group in setup.groups:
-        paths[f"expert/{group}"] = student(setup, f"expert-{group}", group=group, steps=own, store=store, start=start)
-    share = max(1, budget.steps // len(setup.groups))
-    for group in setup.groups:
-        paths[f"single/{group}"] = student(setup, f"single-{group}", group=group, steps=share, store=store)
-    return paths
-
-
-def load_student(folder: Path) -> ExactChronos2Model:
-    """Load the student that a stage left."""
-    model: ExactChronos2Model = ChronoMoEPipeline.from_pretrained(folder / "model").model
+def load_student(stage: Path) -> ExactChronos2Model:
+    """Load the model that a stage left."""
+    model: ExactChronos2Model = ChronoMoEPipeline.from_pretrained(stage / "model").model
     return model
+
+
+def distil_domain(
+    teacher: str,
+    domain: Domain,
+    out: Path,
+    *,
+    windows: WindowConfig,
+    student: str | StudentConfig,
+    training: DistilConfig,
+    pool: int = 8192,
+    console: Console | None = None,
+) -> Path:
+    """Distil one student for one domain into ``out``, which is a checkpoint in the end; resumable until then.
+
+    Args:
+        teacher: hub id, folder, s3:// URL or "tiny".
+        domain: its training part is learned from, its validation part watched.
+        out: a new folder.
+        windows: context and horizon.
+        student: a preset or a size.
+        training: steps, rates and losses.
+        pool: training windows that soft targets are computed for.
+        console: for progress.
+    """
+    check_new(out)
+    model = load_teacher(teacher)
+    check_windows(windows, model)
+    size = student if isinstance(student, StudentConfig) else StudentConfig.preset(student, model)
+    count = min(pool, training.steps * training.batch_size)
+    material = Material.of([domain], windows, size=count, seed=training.seed, facts={})
+    report_skipped(console, material.windows.skipped)
+    with folder_for(out, console=console) as work:
+        store = label(work, "soft-targets", model, material)
+        made = distil_student(work, "student", model, material, store, training, size=size, seed=training.seed)
+        work.publish(made / "model", out)
+    return out

@@ -3,9 +3,10 @@
 import errno
 import hashlib
 import json
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError
 
-from chronomoe.checkpoints.writing import whole_folder
+from chronomoe.checkpoints.writing import check_parent, content, whole_folder, work_folder
 from chronomoe.errors import InputError
 
 Report = Callable[[int, int], None]
@@ -23,8 +24,15 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_ROOM_WORDS = ("no space left", "file too large", "file write failed", "unexpected pos")
 """How safetensors and ``torch.save`` say it."""
 MARKER = "chronomoe-run.json"
-FORMAT = 1
+FORMAT = 2
 """Of what stages leave; part of their keys, as the package's version is: an upgrade makes them again."""
+WAIT = 0.2
+"""Seconds between two looks at a stage that another process makes."""
+
+
+def first_process() -> bool:
+    """Whether this is the only process, or the one of several (``torchrun``, ``accelerate``) that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 class Workspace:
@@ -42,24 +50,31 @@ class Workspace:
         self.seconds: dict[str, float] = {}
         with room(root, "the run"):
             root.mkdir(parents=True, exist_ok=True)
+            if not first_process():
+                self.console = Console(quiet=True)
+                return
             (root / MARKER).write_text(json.dumps({"format": 1}))  # first: a kill must not leave a foreign folder
             (root / "stages").mkdir(exist_ok=True)
 
-    def stage(self, name: str, inputs: Any, make: Callable[[Path, Report], None]) -> Path:
+    def stage(self, name: str, inputs: Any, make: Callable[[Path, Report], None], *, together: bool = False) -> Path:
         """Return the folder of a stage, made by ``make(folder, report)`` unless it is there already.
+
+        Of several processes the first makes the stage and the others wait for it.
 
         Args:
             name: of the stage; slashes make subfolders.
             inputs: everything it depends on, as JSON.
             make: fills the folder it is given, which may hold what an interrupted attempt with the same inputs left.
+            together: whether all processes make it, as trainings do; only the first may then write.
 
         Raises:
             InputError: the disk is full; finished stages stay.
         """
-        made_by = {"inputs": inputs, "format": FORMAT, "version": version("chronomoe")}
-        key = hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()
+        key = _key_of(inputs)
         folder = self.root / "stages" / name
         partial = folder.with_name(folder.name + ".partial")
+        if not first_process():
+            return self._follow(folder, partial, key, make if together else None)
         if _key(partial / "stage.json") == key:  # killed between the last write and the rename
             _move(partial, folder)
         if _key(folder / "stage.json") == key:
@@ -81,9 +96,23 @@ class Workspace:
         self.console.print(f"[green]✓[/green] {name}: {seconds:.1f} s")
         return folder
 
+    def _follow(self, folder: Path, partial: Path, key: str, make: Callable[[Path, Report], None] | None) -> Path:
+        """Wait for the first process to finish a stage, taking part in it where all do."""
+        while _key(folder / "stage.json") != key:
+            if make is not None and _key(partial / "started.json") == key:
+                make(partial, lambda done, total: None)
+                make = None
+            time.sleep(WAIT)
+        return folder
+
+    def publish(self, made: Path, out: Path) -> None:
+        """Copy what a stage made to where the caller wants it; the first process does."""
+        if first_process():
+            copy_folder(made, out)
+
     @contextmanager
     def _progress(self, name: str) -> Iterator[Report]:
-        if not self.console.is_terminal:  # a bar that vanishes would leave empty lines in a log
+        if not self.console.is_terminal:  # where every redraw would be one more line of a log
             yield lambda done, total: None
             return
         columns = (
@@ -143,6 +172,11 @@ def copy_folder(source: Path, target: Path) -> None:
         shutil.copytree(source, scratch, ignore=ignored, dirs_exist_ok=True)
 
 
+def _key_of(inputs: Any) -> str:
+    made_by = {"inputs": inputs, "format": FORMAT, "version": version("chronomoe")}
+    return hashlib.sha256(json.dumps(made_by, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def _key(path: Path) -> str | None:
     if not path.exists():
         return None
@@ -171,3 +205,33 @@ def room(folder: Path, what: str) -> Iterator[None]:
             f"{what} could not be written, the disk that holds {folder} is full; what was finished stays: "
             "free some room and run the same command again"
         ) from error
+
+
+@contextmanager
+def folder_for(out: Path, *, console: Console | None = None) -> Iterator[Workspace]:
+    """Give a command the workspace in which it makes ``out``; it stays after a failure, to be continued from."""
+    root = work_folder(out)
+    work = Workspace(root, console=console)
+    yield work
+    if not first_process():
+        (root / f"left-{os.environ['RANK']}").touch()
+        return
+    while len(list(root.glob("left-*"))) < int(os.environ.get("WORLD_SIZE", "1")) - 1:
+        time.sleep(WAIT)  # until all have seen the last stage
+    shutil.rmtree(root)
+
+
+def check_file_out(out: Path, *, inputs: Sequence[str | Path]) -> None:
+    """Refuse a file to write that is an input, a folder, or lies where nothing can be written."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; name a file to write")
+    check_parent(out)
+    if out.exists() and any(out.samefile(path) for path in inputs if Path(path).exists()):
+        raise InputError(f"{out} is also read; name another file to write")
+
+
+def check_new(out: Path) -> None:
+    """Refuse an output folder that holds anything, or lies where nothing can be written."""
+    check_parent(out)
+    if out.expanduser().exists() and content(out.expanduser()):
+        raise InputError(f"the output folder {out} is not empty; choose a new one")

@@ -1,0 +1,195 @@
+"""What a run needs, from series to seeds: read and checked before anything is written."""
+
+import functools
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from chronomoe.data.clusters import cluster_domains
+from chronomoe.data.domains import Domain, load_domain
+from chronomoe.data.windows import EvaluationWindows, TrainingWindows
+from chronomoe.errors import InputError
+from chronomoe.models.sparse.config import MoEConfig
+from chronomoe.models.student import StudentConfig
+from chronomoe.pipeline import load_teacher
+from chronomoe.recipe import DomainConfig, RunConfig
+from chronomoe.stages.budget import Budget, Division
+from chronomoe.stages.mixture import check_select
+from chronomoe.stages.soft_targets import Material, check_windows, report_skipped, seed_for
+from chronomoe.stages.workspace import Workspace, check_folder
+from chronomoe.training.distillation import DistilConfig
+
+GENERALIST = "generalist"
+"""The student that experts branch from."""
+
+
+class Inputs:
+    """What a run needs, read and checked before anything is written.
+
+    Raises:
+        InputError: the recipe, the data, the teacher or the output folder break a rule.
+    """
+
+    def __init__(self, config: RunConfig, out: Path, *, console: Console | None = None) -> None:
+        check_folder(out)
+        self.config, self._out, self._console = config, out, console
+        self.domains = [load(domain) for domain in config.domains]
+        self.held_out = [load(domain) for domain in config.held_out]
+        self._check_names([domain.name for domain in (*self.domains, *self.held_out)])
+        self.teacher = load_teacher(config.teacher)
+        check_windows(config.windows, self.teacher)
+        for domain in self.domains:
+            TrainingWindows([domain], config.windows, size=1, seed=0)
+            for part in ("validation", "test"):
+                EvaluationWindows(domain, config.windows, part=part)
+        for domain in self.held_out:
+            EvaluationWindows(domain, config.windows, part="test")
+        preset = config.student
+        size = preset if isinstance(preset, StudentConfig) else StudentConfig.preset(preset, self.teacher)
+        self.groups = self._groups()
+        self._check_members()
+        self.budget = Budget(
+            self.teacher,
+            config.windows,
+            size=size,
+            steps=config.budget.steps,
+            most_experts=config.moe.routing.top_k,
+        )
+
+    def _check_names(self, names: list[str]) -> None:
+        if len(set(names)) < len(names):
+            raise InputError(f"every domain needs a name of its own, got {names}; set name in the recipe")
+        if GENERALIST in names and self.config.experts.clusters is None:
+            raise InputError(
+                f"a domain cannot be called {GENERALIST!r}, which is the student of all domains; "
+                "set another name in the recipe"
+            )
+
+    @functools.cached_property
+    def work(self) -> Workspace:
+        """The output folder, which is made when the first stage needs it."""
+        return Workspace(self._out, console=self._console)
+
+    @functools.cached_property
+    def material(self) -> Material:
+        """Training windows of all groups, whose domains take turns, and validation windows."""
+        parts = [part for group in self.groups.values() for part in group]
+        found = Material.of(
+            parts,
+            self.config.windows,
+            size=self.config.budget.windows,
+            seed=self.seed("training windows"),
+            facts={"groups": {name: [part.name for part in group] for name, group in self.groups.items()}},
+        )
+        report_skipped(self._console, found.windows.skipped)
+        return found
+
+    @property
+    def has_generalist_member(self) -> bool:
+        """Whether the generalist is one of the experts."""
+        return self.config.experts.generalist_member and self.generalist_steps > 0
+
+    @property
+    def generalist_steps(self) -> int:
+        """Steps of the generalist that experts branch from; 0 where they start from the teacher."""
+        budget = self.config.budget
+        return round(budget.generalist_share * budget.steps) if self.config.experts.branch else 0
+
+    def _check_members(self) -> None:
+        experts, routing = self.config.experts, self.config.moe.routing
+        candidates = len(self.groups) + self.has_generalist_member
+        check_select(experts.select, top_k=1, candidates=candidates)
+        members = experts.select or candidates
+        if routing.top_k > members:
+            raise InputError(f"top_k must be from 1 to {members}, the number of experts, got {routing.top_k}")
+        if routing.fallback == "generalist" and (not self.has_generalist_member or experts.select):
+            raise InputError(
+                "fallback 'generalist' needs the generalist among the experts: set branch and generalist_member, a "
+                "generalist_share above 0, and no select; or use 'equal'"
+            )
+
+    def check_routes(self) -> None:
+        """Refuse settings of routes 2 and 3 that this teacher, these sizes or this budget cannot meet.
+
+        Raises:
+            InputError: widths do not divide, a block is not there, or a part of the budget is less than one step.
+        """
+        if "upcycle" in self.config.routes:
+            self.upcycling_plan()
+        if "expand" in self.config.routes:
+            self.expanding_plan()
+
+    def _groups(self) -> dict[str, list[Domain]]:
+        """Name to domains of each expert: the given ones, or clusters of series."""
+        clusters = self.config.experts.clusters
+        if clusters is None:
+            return {domain.name: [domain] for domain in self.domains}
+        parts = cluster_domains(self.domains, self.teacher, num_clusters=clusters, seed=self.config.seed)
+        groups: dict[str, list[Domain]] = {}
+        for part in parts:
+            try:
+                TrainingWindows([part], self.config.windows, size=1, seed=0)
+            except InputError:  # a cluster may hold a few series of a domain that are too short
+                continue
+            groups.setdefault(part.name.split("/")[0], []).append(part)
+        return groups
+
+    def seed(self, *names: str) -> int:
+        """Return a seed of its own for each use, from the run's."""
+        return seed_for(self.config.seed, *names)
+
+    def rows_of(self, group: str) -> list[int]:
+        """Return the numbers of the training windows of a group, with its share of all others."""
+        windows = self.material.windows
+        own = np.array([index for index in range(len(windows)) if self._belongs(windows, index, group)])
+        share = self.config.experts.own_share
+        others = np.setdiff1d(np.arange(len(windows)), own)
+        count = min(len(others), round(len(own) * (1 - share) / share))
+        drawn = np.random.default_rng(self.seed("other windows", group)).choice(others, size=count, replace=False)
+        return [int(index) for index in np.concatenate([own, drawn])]
+
+    def _belongs(self, windows: TrainingWindows, index: int, group: str) -> bool:
+        return windows.domains[windows.domain_of(index)] in self.groups[group]
+
+    def training(self, name: str, steps: int, learning_rate: float, schedule: Any = "cosine") -> DistilConfig:
+        """Return how a model is trained for so many steps."""
+        return DistilConfig(
+            steps=steps,
+            batch_size=self.config.budget.batch_size,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            loss=self.config.loss,
+            checkpoint_steps=max(50, steps // 4),
+            seed=self.seed("order", name),
+        )
+
+    def upcycling_plan(self) -> Division:
+        """Divide route 2's budget."""
+        config = self.config.upcycling
+        return self.budget.upcycling(
+            config.layers,
+            config.teacher_layers,
+            dense_share=config.dense_share,
+            teacher_share=config.teacher_share,
+        )
+
+    def expanding_plan(self) -> Division:
+        """Divide route 3's budget."""
+        config = self.config.expanding
+        return self.budget.expanding(
+            config.layers, base_share=config.base_share, max_layers=config.max_layers, probe_steps=config.probe_steps
+        )
+
+    def seeded(self, layers: MoEConfig, name: str) -> MoEConfig:
+        """Return MoE layers with a seed of their own."""
+        return replace(layers, seed=self.seed("layers", name, str(layers.seed)))
+
+
+def load(config: DomainConfig) -> Domain:
+    """Load a domain as a recipe describes it."""
+    options = {key: value for key, value in asdict(config).items() if key not in ("data", "target")}
+    target = config.target if isinstance(config.target, str) else list(config.target)
+    return load_domain(config.data, target=target, **options)
