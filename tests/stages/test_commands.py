@@ -81,7 +81,7 @@ def test_distilling_continues_after_an_interruption(students, teacher_folder, do
     with pytest.raises(Killed):
         distil(teacher_folder, domains["power"], tmp_path / "s")
     monkeypatch.undo()
-    assert list((tmp_path / "s.work" / "stages" / "student.partial" / "checkpoints").glob("checkpoint-*"))
+    assert list((tmp_path / "s.work" / "stages" / "students" / "student.partial" / "checkpoints").glob("checkpoint-*"))
     again = distil(teacher_folder, domains["power"], tmp_path / "s")
     assert (again / "model.safetensors").read_bytes() == (students["power"] / "model.safetensors").read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
@@ -106,23 +106,25 @@ def test_composing_can_keep_the_best_experts_only(students, domains, tmp_path):
     assert len(ChronoMoEPipeline.from_pretrained(folder).model.experts) == 2
 
 
-def test_composing_on_a_full_disk_is_refused_and_leaves_nothing(students, domains, tmp_path):
+def test_composing_on_a_full_disk_is_refused_and_can_be_continued(students, domains, tmp_path):
     """A limit on file sizes stands for a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, limits[1]))
     try:
-        with pytest.raises(InputError, match="moe could not be written, the disk .* is full"):
+        with pytest.raises(InputError, match="could not be written, the disk .* is full"):
             compose(students, [domains["power"]], tmp_path / "moe")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "moe").exists()
+    compose(students, [domains["power"]], tmp_path / "moe")
+    assert [path.name for path in tmp_path.iterdir()] == ["moe"]
 
 
 @pytest.mark.parametrize("select", [1, 3])
 def test_keeping_an_impossible_number_of_experts_is_refused(students, domains, tmp_path, select):
-    with pytest.raises(InputError, match=rf"select must be from top_k \(2\) to 2, the experts, got {select}"):
+    with pytest.raises(InputError, match=rf"select must be from top_k \(2\) to 2, the number of experts, got {select}"):
         compose(students, [domains["power"]], tmp_path / "moe", select=select)
 
 
@@ -243,7 +245,7 @@ def test_checkpoints_are_compared_with_seasonal_naive(moe, students, domains):
     assert {record["model"]: record["kind"] for record in records} == {
         "seasonal naive": "naive",
         str(moe): "mixture",
-        str(students["power"]): "generalist",
+        str(students["power"]): "student",
     }
     assert {record["domain"] for record in records} == {"power", "sales", "overall"}
     json.dumps(records, allow_nan=False)
