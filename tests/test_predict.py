@@ -359,6 +359,21 @@ def test_callers_that_have_checked_get_a_forecast_of_every_item(pipeline, make_f
     assert len(batches) == 2
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"prediction_length": 0}, "horizon must be at least 1 step, got 0"),
+        ({"context_length": -1}, "context_length must be at least 1 step, got -1"),
+        ({"quantile_levels": [0.5, 1.0]}, "levels must lie between 0 and 1"),
+        ({"quantile_levels": [0.5, float("nan")]}, "levels must lie between 0 and 1"),
+        ({"quantile_levels": [0.5, 0.5]}, "each given once"),
+    ],
+)
+def test_a_forecast_that_cannot_be_asked_for_is_refused(pipeline, make_frame, asked, message):
+    with pytest.raises(InputError, match=message):
+        pipeline.predict_df(make_frame(1, 60), **{"prediction_length": HORIZON} | asked)
+
+
 def test_a_frame_that_breaks_a_rule_is_refused_as_a_file_is(pipeline, make_frame):
     frame = make_frame(2, 60)
     for bad, message in (
@@ -366,6 +381,7 @@ def test_a_frame_that_breaks_a_rule_is_refused_as_a_file_is(pipeline, make_frame
         (frame.assign(item_id=frame.item_id.where(frame.index > 3)), "must name an item in every row, row 0"),
         (frame.assign(timestamp=1_700_000_000 + 3600 * np.arange(120)), "unit='s'"),
         (frame.assign(target=np.inf), "must hold finite"),
+        (frame.assign(target=1j), "must hold numbers"),
     ):
         with pytest.raises(InputError, match=message):
             pipeline.predict_df(bad, prediction_length=HORIZON)

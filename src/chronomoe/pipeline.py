@@ -20,7 +20,7 @@ from chronomoe.checkpoints.card import model_card
 from chronomoe.checkpoints.checking import FORMAT, check_checkpoint, parse_dtype
 from chronomoe.checkpoints.finding import ACCEPTED, HUB_OPTIONS, architecture, find_checkpoint, read_config
 from chronomoe.checkpoints.writing import PUSH_OPTIONS, push_folder, whole_folder
-from chronomoe.data.forecasts import forecast, known_names, take_in_frames, with_ids
+from chronomoe.data.forecasts import check_asked, forecast, known_names, take_in_frames, with_ids
 from chronomoe.data.frames import tidy
 from chronomoe.data.intake import Wish
 from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
@@ -153,20 +153,20 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         freq: str | None = None,
         **predict_kwargs: Any,
     ) -> pd.DataFrame:
-        """Forecast a long (or wide) frame; what it holds is read and checked as ``chronomoe predict`` reads a file.
+        """Forecast a long (or wide) frame, read and checked as ``chronomoe predict`` reads a file.
 
         The arguments are those of ``Chronos2Pipeline.predict_df``. Items come in order of first appearance and keep the
         type of their ids, times their zone: steps of days and longer are those of its calendar. Numbers are float64:
-        neither the level of a series nor its unit costs digits. Booleans count as 0 and 1, text and pandas' categories
-        are encoded as upstream does it.
-
-        Rows may come in any order, and ``future_df`` may hold more than the forecast steps. ``validate_inputs=False``
-        leaves out the checks: series that have no value at all are forecast too, and future rows taken in their order.
+        neither the level of a series nor its unit costs digits. Booleans count as 0 and 1; text and pandas' categories
+        are encoded as upstream does it. Rows may come in any order, and ``future_df`` may hold more than the forecast
+        steps. ``validate_inputs=False`` skips the checks, for callers that have made them: items that have no value
+        at all are forecast too, and future rows are taken in their order.
 
         Raises:
             InputError: a frame breaks a rule of ``frame_to_series``.
         """
         horizon = self.model_prediction_length if prediction_length is None else prediction_length
+        check_asked(horizon, quantile_levels, context_length)
         names = {id_column: ITEM_ID, timestamp_column: TIMESTAMP}
         past = tidy(df).rename(columns=names)
         future = None if future_df is None else tidy(future_df).rename(columns=names)

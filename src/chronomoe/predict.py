@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from chronomoe.data.files import read_table, stream_series
-from chronomoe.data.forecasts import forecast, known_names, read_future, values_ahead
+from chronomoe.data.forecasts import check_asked, forecast, known_names, read_future, values_ahead
 from chronomoe.data.parquet import content_key
 from chronomoe.data.series import TARGET
 from chronomoe.data.soft_targets import revision
@@ -56,8 +56,7 @@ def predict_file(
     """
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"forecasts are written to a .csv or .parquet file, got {out}")
-    if horizon < 1:
-        raise InputError(f"horizon must be at least 1 step, got {horizon}")
+    check_asked(horizon, levels)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1 row, got {batch_size}")
     check_file_out(out, inputs=[file] if future is None else [file, future])

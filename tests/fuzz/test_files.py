@@ -3,7 +3,6 @@ import io
 import json
 
 import pandas as pd
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -86,7 +85,6 @@ JSON = st.recursive(
 )
 
 
-@pytest.mark.xfail(strict=True, reason="a covariate that is one number is a TypeError")
 @given(
     rows=st.lists(
         st.fixed_dictionaries(

@@ -128,6 +128,8 @@ def as_numbers(column: pd.Series) -> NDArray[np.floating[Any]]:
                 )
             raise refuse_text(name, value, row=row)
         column = numbers
+    if types.is_complex_dtype(column.dtype):
+        raise refuse_text(name, column.iloc[0], row=0)
     narrow = column.dtype in (np.float32, np.float16, bool)
     return column.to_numpy(dtype=np.float32 if narrow else np.float64, na_value=np.nan)
 

@@ -31,6 +31,19 @@ class Unit(NamedTuple):
     size: NDArray[np.float64]
 
 
+def check_asked(horizon: int, levels: Sequence[float], context_length: int | None = None) -> None:
+    """Check what is asked of a forecast.
+
+    Raises:
+        InputError: a number of steps is below 1, or quantile levels do not lie between 0 and 1, each given once.
+    """
+    for name, steps in (("horizon", horizon), ("context_length", context_length)):
+        if steps is not None and steps < 1:
+            raise InputError(f"{name} must be at least 1 step, got {steps}")
+    if not all(0 < level < 1 for level in levels) or len(set(levels)) < len(levels):
+        raise InputError(f"quantile levels must lie between 0 and 1, each given once, got {list(levels)}")
+
+
 def find_unit(rows: NDArray[np.floating[Any]]) -> Unit:
     """Return the unit in which float32 loses no digits that matter; 0 and 1 for most rows.
 

@@ -147,10 +147,20 @@ def _fixed(offset: BaseOffset) -> pd.Timedelta | None:
     return pd.Timedelta(offset) if isinstance(offset, Tick) else None
 
 
-def _plus(times: pd.DatetimeIndex, step: BaseOffset | pd.Timedelta) -> pd.DatetimeIndex:
+def _plus(times: pd.DatetimeIndex, offset: BaseOffset) -> pd.DatetimeIndex:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", category=pd.errors.PerformanceWarning)  # offsets that pandas steps one by one
-        return times + (_fixed(step) or step if isinstance(step, BaseOffset) else step)
+        try:
+            return times + (_fixed(offset) or offset)
+        except (pd.errors.OutOfBoundsDatetime, OverflowError):
+            raise _too_late(times, offset) from None
+
+
+def _too_late(times: pd.DatetimeIndex, offset: BaseOffset, steps: int = 1) -> InputError:
+    return InputError(
+        f"times must lie between the years 1678 and 2262, {steps} steps of {offset.freqstr!r} after {times.max()} do "
+        "not; shorten the horizon"
+    )
 
 
 def later(times: pd.DatetimeIndex, steps: NDArray[np.int64], offset: BaseOffset) -> pd.DatetimeIndex:
@@ -174,10 +184,7 @@ def later(times: pd.DatetimeIndex, steps: NDArray[np.int64], offset: BaseOffset)
                 found[places] = _plus(pd.DatetimeIndex(starts), int(count) * offset).to_numpy()[back]
         return pd.DatetimeIndex(found)
     except (pd.errors.OutOfBoundsDatetime, OverflowError):
-        raise InputError(
-            f"times must lie between the years 1678 and 2262, {int(steps.max())} steps of {offset.freqstr!r} after "
-            f"{times.max()} do not; shorten the horizon"
-        ) from None
+        raise _too_late(times, offset, int(steps.max())) from None
 
 
 class Clock(NamedTuple):

@@ -53,7 +53,7 @@ class Wish(NamedTuple):
         Raises:
             InputError: the target names no columns, or other ones than values.
         """
-        targets = (target,) if isinstance(target, str) else tuple(target)
+        targets = tuple(map(str, target if isinstance(target, list | tuple) else [target]))
         if not targets or len(set(targets)) < len(targets) or {ITEM_ID, TIMESTAMP} & set(targets):
             raise InputError(f"target must be one or more different value columns, got {listed(targets) or 'none'}")
         return cls(targets, tuple(known), freq, trusted)

@@ -95,13 +95,18 @@ def _row(fields: dict[str, Any], *, where: str, freq: str | None) -> dict[str, A
     try:
         start = pd.Timestamp(fields[START])
     except (ValueError, TypeError):
-        raise InputError(f"{where}: start must be a date or time, got {fields[START]!r}") from None
+        start = pd.NaT
+    if pd.isna(start):
+        raise InputError(f"{where}: start must be a date or time, got {fields[START]!r}")
     start = _on_offset(start.tz_convert("UTC").tz_localize(None) if start.tz else start, offset)
     target = np.atleast_2d(_numbers(fields[TARGET], name=TARGET, where=where))
     row: dict[str, Any] = {START: start, FREQ: offset.freqstr}
     row |= dict(zip(_variates(target), target, strict=True))
     for name in (KNOWN, PAST_ONLY):
-        for index, covariate in enumerate(fields.get(name) or []):
+        rows = fields.get(name) or []
+        if not isinstance(rows, list):
+            raise InputError(f"{where}: {name} must be a list of lists of numbers, got {str(rows)[:40]!r}")
+        for index, covariate in enumerate(rows):
             values = _numbers(covariate, name=f"{name}_{index}", where=where)
             if values.ndim != 1 or len(values) < target.shape[1]:
                 raise InputError(

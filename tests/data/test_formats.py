@@ -300,10 +300,12 @@ def test_gluonts_metadata_tells_the_frequency(tmp_path):
         ({"start": "2024-01-01", "target": [1, 2]}, "line 1 states only when the series starts; pass freq="),
         ({"start": "2024-01-01", "freq": "h"}, "line 1: missing field 'target'"),
         ({"start": "soon", "target": [1], "freq": "h"}, "line 1: start must be a date or time, got 'soon'"),
+        ({"start": None, "target": [1], "freq": "h"}, "line 1: start must be a date or time, got None"),
         ({"start": "2024-01-01", "target": ["x"], "freq": "h"}, "line 1: target must be a list of numbers"),
         ({"start": "2024-01-01", "target": 3, "freq": "h"}, "line 1: target must be a list of numbers"),
         ({"start": "2024-01-01", "target": [1, 1e300], "freq": "h"}, "finite.*item '0' at row 1"),
         ({"start": "2024", "target": [1, 2], "freq": "h", "feat_dynamic_real": [[1]]}, "each of the target's 2 steps"),
+        ({"start": "2024", "target": [1], "freq": "h", "feat_dynamic_real": 7}, "must be a list of lists of numbers"),
         ({"start": "2024", "target": [None], "freq": "h"}, "only missing values"),
     ],
 )
