@@ -92,10 +92,7 @@ def _row(fields: dict[str, Any], *, where: str, freq: str | None) -> dict[str, A
     if not isinstance(alias, str):
         raise InputError(f"{where} states only when the series starts; pass freq=, for example freq='h'")
     offset = parse_freq(alias)
-    try:
-        start = pd.Timestamp(fields[START])
-    except (ValueError, TypeError):
-        start = pd.NaT
+    start = pd.to_datetime(str(fields[START]), errors="coerce")
     if pd.isna(start):
         raise InputError(f"{where}: start must be a date or time, got {fields[START]!r}")
     start = _on_offset(start.tz_convert("UTC").tz_localize(None) if start.tz else start, offset)
