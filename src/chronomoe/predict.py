@@ -49,7 +49,7 @@ def predict_file(
         freq: pandas alias of one step; inferred when None.
         levels: quantile levels.
         batch_size: rows forecast at once.
-        console: where progress is shown.
+        console: where progress is shown, if it is a terminal; stderr by default.
 
     Raises:
         InputError: a file cannot be read or written, or what is in it breaks a rule of ``frame_to_series``.
@@ -119,7 +119,7 @@ def _start(scratch: Path, key: str) -> None:
 
 
 def _progress(console: Console | None) -> Progress:
-    console = console or Console(quiet=True)
+    console = console or Console(stderr=True)
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 

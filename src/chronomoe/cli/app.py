@@ -312,7 +312,6 @@ def predict(
         freq=freq,
         levels=parse_levels(levels),
         batch_size=batch_size,
-        console=Console(stderr=True),
     )
     print(f"saved {out}: {rows} rows")
 
