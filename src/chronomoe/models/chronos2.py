@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from chronomoe.models import folded
 from chronomoe.models.attention import GroupPlan, attend, attend_across, invert, plan_groups
+from chronomoe.models.scaling import loc_and_scale
 
 
 @dataclass
@@ -95,25 +96,6 @@ def attend_in_time(
     mixed = attend(q, k, v, mask=mask, dropout_p=attention.dropout if layer.training else 0.0)
     update: Tensor = layer.dropout(attention.o(mixed.transpose(1, 2).flatten(-2)))
     return hidden[:, -keep:] + update
-
-
-def loc_and_scale(
-    context: Float[Tensor, "batch time"], *, eps: float
-) -> tuple[Float[Tensor, "batch 1"], Float[Tensor, "batch 1"]]:
-    """Return the mean and standard deviation of what was observed of each row, as ``InstanceNorm`` does.
-
-    The mean is taken twice, the second time of what the first leaves, and squares are of shares of the largest:
-    neither a high level nor values near the limits of float32 cost digits. ``eps`` stands for no deviation at all.
-    """
-    seen = ~context.isnan()
-    values = torch.where(seen, context.float(), 0.0)
-    share = 1 / seen.float().sum(dim=-1, keepdim=True).clamp(min=1)
-    loc = (values * share).sum(dim=-1, keepdim=True)
-    loc = loc + (torch.where(seen, values - loc, 0.0) * share).sum(dim=-1, keepdim=True)
-    gap = torch.where(seen, values - loc, 0.0)
-    largest = gap.abs().amax(dim=-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    scale = ((gap / largest).square() * share).sum(dim=-1, keepdim=True).sqrt() * largest
-    return loc, torch.where(seen.any(dim=-1, keepdim=True), torch.where(scale == 0, eps, scale), 1.0)
 
 
 class ExactChronos2Model(Chronos2Model):
@@ -347,7 +329,7 @@ class ExactChronos2Model(Chronos2Model):
         size = settings.input_patch_size
         context = context[..., -settings.context_length :]
         mask = ~context.isnan() if context_mask is None else context_mask[..., -settings.context_length :]
-        loc_scale = loc_and_scale(context, eps=self.instance_norm.eps)
+        loc_scale = loc_and_scale(context, self.instance_norm)
         normed = self.instance_norm(context, loc_scale)[0].to(self.dtype)
         seen = mask > 0
         missing = -context.shape[-1] % size

@@ -2,17 +2,18 @@
 
 import copy
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from chronomoe.errors import InputError, nearest
 from chronomoe.models.chronos2 import ExactChronos2Model, cast_parameters, use_exact_group_attention
+from chronomoe.models.configuration import configuration
 from chronomoe.models.sparse.upcycling import check_dense
 
 PRESETS = {
@@ -23,28 +24,20 @@ PRESETS = {
 """Named sizes, relative to the teacher."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class StudentConfig:
     """How much of the teacher a student keeps; what is None stays the teacher's."""
 
-    num_layers: int | None = None
+    num_layers: int | None = Field(default=None, ge=1)
     """Encoder blocks: the first and the last are kept, the others evenly spaced; a single one is the first."""
-    d_model: int | None = None
+    d_model: int | None = Field(default=None, ge=1)
     """Width of a token."""
-    num_heads: int | None = None
+    num_heads: int | None = Field(default=None, ge=1)
     """Attention heads of each block."""
-    d_ff: int | None = None
+    d_ff: int | None = Field(default=None, ge=1)
     """Units of each feed-forward block, and of the input and output embeddings."""
     init: Literal["teacher", "random"] = "teacher"
     """Copy what is kept from the teacher, or start afresh."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_layers", "d_model", "num_heads", "d_ff"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
-        if self.init not in ("teacher", "random"):
-            raise InputError(f"init must be 'teacher' or 'random', got {self.init!r}")
 
     @classmethod
     def preset(cls, name: str, teacher: Chronos2Model) -> "StudentConfig":

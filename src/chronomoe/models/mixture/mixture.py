@@ -23,7 +23,6 @@ from chronomoe.models.chronos2 import (
     ExactChronos2Model,
     ForecastOutput,
     cast_parameters,
-    loc_and_scale,
     unscale,
     use_exact_group_attention,
 )
@@ -31,6 +30,7 @@ from chronomoe.models.configuration import configuration, parse
 from chronomoe.models.mixture.cores import check_same_task, core_fields
 from chronomoe.models.mixture.features import series_features
 from chronomoe.models.mixture.router import RouterConfig, Routing, RoutingConfig, TimeSeriesRouter, choose, pool_groups
+from chronomoe.models.scaling import loc_and_scale
 
 Pick = Callable[[Any], Any]
 """Takes an expert's rows of a tensor, or of None."""
@@ -242,7 +242,7 @@ class DistilledMoE(PreTrainedModel):
             return normalized
 
         normalized = self._mix(routing, forecast)
-        loc_scale = loc_and_scale(context[:, -self.chronos_config.context_length :], eps=self.instance_norm.eps)
+        loc_scale = loc_and_scale(context[:, -self.chronos_config.context_length :], self.instance_norm)
         loss = None
         if future_target is not None:
             loss = self._loss(
@@ -342,7 +342,7 @@ class DistilledMoE(PreTrainedModel):
             return tokens
 
         tokens = self._mix(routing, encode)
-        loc_scale = loc_and_scale(context[:, -self.chronos_config.context_length :], eps=self.instance_norm.eps)
+        loc_scale = loc_and_scale(context[:, -self.chronos_config.context_length :], self.instance_norm)
         return Chronos2EncoderOutput(tokens), loc_scale, None, tokens.shape[1] - 1 - num_output_patches
 
 
