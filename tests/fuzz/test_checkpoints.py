@@ -48,7 +48,6 @@ def forecast(folder):
     assert (quantiles[0].diff(dim=-1) >= 0).all()
 
 
-@pytest.mark.xfail(strict=True, reason="types and ranges of config.json are not checked yet")
 @given(name=st.sampled_from(["dense", "mixture", "sparse"]), data=st.data())
 def test_a_changed_configuration_loads_or_is_refused(checkpoints, refused_in_one_line, tmp_path, name, data):
     folder = shutil.copytree(checkpoints / name, tmp_path / "changed", dirs_exist_ok=True)
