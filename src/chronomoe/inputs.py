@@ -57,6 +57,7 @@ class Inputs:
             size=size,
             steps=config.budget.steps,
             most_experts=config.moe.routing.top_k,
+            dynamic=config.moe.routing.threshold is not None,
         )
 
     def _check_names(self, names: list[str]) -> None:

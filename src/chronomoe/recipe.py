@@ -62,6 +62,8 @@ class BudgetConfig:
     """Student steps in all, for the generalist and the experts together."""
     generalist_share: float = 0.5
     """Share of the steps spent on the generalist that the experts branch from."""
+    allocation: Literal["even", "validation"] = "validation"
+    """How experts share their steps: alike, or half alike and half where the validation loss still falls."""
     batch_size: int = 64
     """Windows of a step."""
     windows: int = 16384

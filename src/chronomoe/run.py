@@ -24,11 +24,12 @@ from chronomoe.models.student import StudentConfig
 from chronomoe.pipeline import ChronoMoEPipeline
 from chronomoe.recipe import RunConfig, dump
 from chronomoe.report.page import write_report
+from chronomoe.stages.budget import allocate, late_gain
 from chronomoe.stages.evaluation import TEACHER, evaluate_run
 from chronomoe.stages.mixture import joint, route
 from chronomoe.stages.soft_targets import Material, label
 from chronomoe.stages.sparse import expanded_student, learned_targets, upcycled_student
-from chronomoe.stages.students import distil_student, load_student
+from chronomoe.stages.students import distil_student, load_student, steps_taken
 from chronomoe.stages.workspace import (
     Report,
     Workspace,
@@ -164,12 +165,30 @@ def experts(given: Inputs, store: Path) -> dict[str, Path]:
     if shared:
         schedule = budget.generalist_schedule
         start = paths[GENERALIST] = student(given, GENERALIST, store, steps=shared, schedule=schedule)
-    for group in given.groups:
-        paths[f"expert/{group}"] = student(given, f"expert-{group}", store, steps=own, group=group, start=start)
+    if budget.allocation == "even" or own < 2:
+        for group in given.groups:
+            paths[f"expert/{group}"] = student(given, f"expert-{group}", store, steps=own, group=group, start=start)
+    else:
+        paths |= _experts_by_gain(given, store, own * len(given.groups), start)
     share = max(1, budget.steps // len(given.groups))
     for group in given.groups:
         paths[f"single/{group}"] = student(given, f"single-{group}", store, steps=share, group=group)
     return paths
+
+
+def _experts_by_gain(given: Inputs, store: Path, steps: int, start: Path | None) -> dict[str, Path]:
+    """Distil experts for half of the steps alike, and spend the other half where validation says that it pays."""
+    half = max(1, steps // 2 // len(given.groups))
+    begun = {
+        group: student(given, f"begun-{group}", store, steps=half, group=group, start=start, schedule="constant")
+        for group in given.groups
+    }
+    gains = {group: late_gain(json.loads((path / "curve.json").read_text())) for group, path in begun.items()}
+    left = allocate(steps - half * len(begun), gains)
+    return {
+        f"expert/{group}": student(given, f"expert-{group}", store, steps=left[group], group=group, start=path)
+        for group, path in begun.items()
+    }
 
 
 def mixture(given: Inputs, store: Path, students: Mapping[str, Path]) -> Path:
@@ -315,28 +334,22 @@ def _candidates(
     def spent(*stages: str) -> float:
         return threads * sum(seconds.get(stage, 0.0) for stage in stages)
 
-    steps, groups = given.config.budget.steps, len(given.groups)
-    shares = {
-        "generalist": given.generalist_steps / steps,
-        "expert": max(1, (steps - given.generalist_steps) // groups) / steps,
-        "single": max(1, steps // groups) / steps,
-        "generalist-full": 1.0,
-        GENERALIST_BASE: given.config.expanding.base_share,
-    }
-    wide = given.budget.wide
-    if wide is not None:
-        cost = given.budget.cost_of_size(wide)
-        shares["generalist-wide"] = given.budget.steps_of(wide) * cost / given.budget.operations
+    steps, wide = given.config.budget.steps, given.budget.wide
+    usual = given.budget.operations / steps
+    price = {"generalist-wide": usual if wide is None else given.budget.cost_of_size(wide)}
+    price[GENERALIST_BASE] = given.budget.cost_of_size(given.budget.active_size)
     found = {TEACHER: Candidate(model=given.teacher, kind="teacher")}
     for name, path in trained.items():
         kind, _, domain = name.partition("/")
         branched = kind == "expert" and "generalist" in trained
+        begun = path.with_name(f"begun-{domain}")
+        count = steps_taken(path) + (steps_taken(begun) if kind == "expert" else 0)
         found["expert/generalist" if name == "generalist" else name] = Candidate(
             model=load_student(path),
             kind="expert" if name == "generalist" else kind.split("-")[0],
             domain=domain or None,
-            training=shares[kind],
-            core_seconds=spent(f"students/{path.name}"),
+            training=count * price.get(name, usual) / given.budget.operations,
+            core_seconds=spent(f"students/{path.name}", *([f"students/{begun.name}"] if kind == "expert" else [])),
             needs=("expert/generalist",) if branched else (),
         )
     for name, made in grown.items():

@@ -1,6 +1,7 @@
 """What training costs, and how a route's budget is divided: every route gets the operations of the mixture's."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,6 +16,29 @@ from chronomoe.models.sparse.insertion import MoEEnhancedChronos2, MoEInsertionC
 from chronomoe.models.sparse.upcycling import upcycle
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.training.growing import ExpansionConfig, candidate_places
+
+
+def late_gain(curve: Mapping[str, Sequence[float]]) -> float:
+    """Return by how much the logarithm of the validation loss fell over the second half of a training, or 0."""
+    steps, losses = curve["eval_step"], curve["eval_loss"]
+    middle = next(index for index, step in enumerate(steps) if 2 * step >= steps[-1])
+    return max(0.0, math.log(losses[middle] / losses[-1])) if losses[-1] > 0 else 0.0
+
+
+def allocate(steps: int, gains: Mapping[str, float], *, floor: float = 0.001) -> dict[str, int]:
+    """Divide steps by the square root of what the last ones gained, one each at least.
+
+    A loss of the form ``a + b / steps`` gains in proportion to ``b`` between half of its steps and all of them, and the
+    sum of such losses is least where steps go by the square root of ``b``.
+
+    Args:
+        steps: in all.
+        gains: from ``late_gain``.
+        floor: added to each: a gain of 0 on a few windows is not sure to be none.
+    """
+    weights = {name: math.sqrt(gain + floor) for name, gain in gains.items()}
+    total = sum(weights.values())
+    return {name: max(1, round(steps * weight / total)) for name, weight in weights.items()}
 
 
 class Division(NamedTuple):
@@ -35,6 +59,7 @@ class Budget:
         size: StudentConfig,
         steps: int,
         most_experts: int,
+        dynamic: bool = False,
     ) -> None:
         """Count them.
 
@@ -44,8 +69,10 @@ class Budget:
             size: of an expert.
             steps: the mixture's, in all.
             most_experts: of a series.
+            dynamic: whether most series use one, so that an expert's size is that of equal active compute.
         """
         self.teacher, self.windows, self.size, self.steps = teacher, windows, size, steps
+        self.dynamic = dynamic
         layers = (size.num_layers or teacher.config.num_layers) * most_experts
         fits = most_experts > 1 and layers <= teacher.config.num_layers
         self.wide = replace(size, num_layers=layers) if fits else None
@@ -54,8 +81,8 @@ class Budget:
 
     @property
     def active_size(self) -> StudentConfig:
-        """The wide size, or an expert's where there is none."""
-        return self.wide or self.size
+        """The size of the mixture's active compute: an expert's, or the wide one where K is fixed and there is one."""
+        return self.size if self.dynamic else self.wide or self.size
 
     def cost_of_size(self, size: StudentConfig) -> float:
         """Return the operations of one forward pass of a student."""

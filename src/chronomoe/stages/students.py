@@ -1,5 +1,6 @@
 """The stage that distils one student, and the command that does it for one domain."""
 
+import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -137,6 +138,12 @@ def load_student(stage: Path) -> ExactChronos2Model:
     """Load the model that a stage left."""
     model: ExactChronos2Model = ChronoMoEPipeline.from_pretrained(stage / "model").model
     return model
+
+
+def steps_taken(stage: Path) -> int:
+    """Return the optimiser steps that a stage trained for; 0 where there is no such stage."""
+    curve = stage / "curve.json"
+    return int(json.loads(curve.read_text())["eval_step"][-1]) if curve.exists() else 0
 
 
 def distil_domain(
