@@ -43,7 +43,7 @@ FORECASTING = {
     "use_reg_token": True,
     "use_arcsinh": True,
 }
-pytest_plugins = ("tiny_run",)
+pytest_plugins = ("tiny_run", "fuzzing")
 EXPERTS = ("power", "traffic", "generalist", "retail")
 
 

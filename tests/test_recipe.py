@@ -4,8 +4,9 @@ import pytest
 import yaml
 
 from chronomoe.errors import InputError
+from chronomoe.models.configuration import parse
 from chronomoe.pretraining.config import PretrainConfig
-from chronomoe.recipe import RunConfig, dump, load_recipe, parse, recipe_names
+from chronomoe.recipe import RunConfig, dump, load_recipe, recipe_names
 
 SMALLEST = {"domains": [{"data": "demo:traffic"}]}
 

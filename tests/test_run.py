@@ -14,7 +14,8 @@ from rich.console import Console
 from chronomoe import ChronoMoEPipeline, DistilledMoE
 from chronomoe.errors import InputError
 from chronomoe.inputs import Inputs
-from chronomoe.recipe import RunConfig, dump, load_recipe, parse
+from chronomoe.models.configuration import parse
+from chronomoe.recipe import RunConfig, dump, load_recipe
 from chronomoe.run import RESULTS, mixture, run, student, students
 from chronomoe.stages.soft_targets import label
 

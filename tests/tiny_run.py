@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from chronomoe.cli.app import main
+from chronomoe.models.configuration import parse
 from chronomoe.pipeline import ChronoMoEPipeline
-from chronomoe.recipe import RunConfig, dump, parse
+from chronomoe.recipe import RunConfig, dump
 from chronomoe.run import run
 
 LAYERS = {"num_experts": 4, "top_k": 2, "granularity": 2, "noise": 0.1}

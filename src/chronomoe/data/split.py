@@ -1,9 +1,9 @@
 """Where series are cut by time into train, validation and test."""
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from chronomoe.errors import InputError
+from chronomoe.models.configuration import configuration
 
 Part = Literal["train", "validation", "test"]
 
@@ -21,7 +21,7 @@ class Stops(NamedTuple):
         return slice(starts[part], getattr(self, part))
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Split:
     """Where series are cut by time: by shares of each one's rows, or at the same absolute rows in all of them."""
 

@@ -18,7 +18,7 @@ from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.training.growing import ExpansionConfig, candidate_places
 
 
-def late_gain(curve: Mapping[str, Sequence[float]]) -> float:
+def late_gain(curve: Mapping[str, Sequence[float | int]]) -> float:
     """Return by how much the logarithm of the validation loss fell over the second half of a training, or 0."""
     steps, losses = curve["eval_step"], curve["eval_loss"]
     middle = next(index for index, step in enumerate(steps) if 2 * step >= steps[-1])

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from chronomoe.data.soft_targets import SoftTargets
 from chronomoe.data.windows import Window, check_seed, collate
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
+from chronomoe.models.configuration import configuration
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
 from chronomoe.training.losses import LossConfig
@@ -37,7 +38,7 @@ MOE_CURVES = ("aux_loss", "entropy", "load", "teacher_hard_loss", "teacher_aux_l
 each layer's experts."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class DistilConfig:
     """How one student is trained."""
 

@@ -4,7 +4,7 @@ import functools
 import json
 import math
 import shutil
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from chronomoe.data.soft_targets import SoftTargets, revision
 from chronomoe.data.windows import Window, collate, digest, model_inputs
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
+from chronomoe.models.configuration import configuration
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.insertion import MoEEnhancedChronos2, MoEInsertionConfig
 from chronomoe.models.sparse.upcycling import check_dense
@@ -22,7 +23,7 @@ from chronomoe.training.distillation import Curve, DistilConfig, Progress, disti
 from chronomoe.training.losses import quantile_loss
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class ExpansionConfig:
     """Which layers are tried, how they are tuned, and when one stays."""
 

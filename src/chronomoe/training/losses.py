@@ -1,7 +1,6 @@
 """Distillation losses, in Chronos-2's normalised space (instance norm, then arcsinh)."""
 
 import math
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -9,9 +8,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from chronomoe.errors import InputError
+from chronomoe.models.configuration import configuration
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class LossConfig:
     """What a student is trained on."""
 

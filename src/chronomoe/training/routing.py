@@ -4,7 +4,6 @@ import copy
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from chronomoe.data.windows import Window, check_seed, collate, model_inputs
 from chronomoe.errors import InputError
 from chronomoe.models.balancing import expert_load, load_balancing_loss, z_loss
+from chronomoe.models.configuration import configuration
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.mixture.router import choose, pool_groups
 from chronomoe.training.losses import quantile_loss
@@ -36,7 +36,7 @@ class ExpertForecasts(NamedTuple):
     domain: Int[Tensor, " row"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class RouterTrainingConfig:
     """How a router is trained."""
 

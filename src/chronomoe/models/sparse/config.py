@@ -1,13 +1,14 @@
 """How an MoE layer is made (routes 2 and 3); that of route 1 is ``MixtureConfig``."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Literal
 
 from chronomoe.errors import InputError, nearest
+from chronomoe.models.configuration import configuration
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class MoEConfig:
     """Experts, routing and balance of MoE layers."""
 

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from chronos.chronos2.layers import FeedForward
 from torch import Tensor, nn
 
 from chronomoe.errors import InputError, nearest
+from chronomoe.models.configuration import configuration
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.layer import Chronos2MoELayer
 from chronomoe.models.sparse.upcycling import (
@@ -27,7 +28,7 @@ SHARE_OF_DENSE = 4
 """An inserted expert has this part of the hidden units of the base's feed-forward block, unless told otherwise."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class MoEInsertionConfig:
     """Which MoE layers are inserted, and where."""
 
