@@ -82,7 +82,7 @@ def test_what_is_not_given_has_its_default():
         ({"moe": {"routing": {"topk": 3}}}, "unknown key 'topk' in moe.routing. .*Did you mean 'top_k'"),
         ({"domains": [{"data": "a.csv"}, {"dta": "b.csv"}]}, r"unknown key 'dta' in domains\[1\]. .*'data'"),
         ({"student": {"layers": 2}}, "unknown key 'layers' in student. .*Did you mean 'num_layers'"),
-        ({3: 4}, "unknown key 3 at the top. Available: domains, teacher"),
+        ({3: 4}, "unknown key 3 at the top. Available: domains, held_out, teacher"),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_at_any_depth(values, message):
@@ -100,12 +100,12 @@ def test_an_unknown_key_is_refused_with_the_nearest_at_any_depth(values, message
         ({"seed": [1]}, "seed"),
         ({"router_part": "test"}, "router_part"),
         ({"domains": "demo:traffic"}, "domains"),
-        ({"domains": [{"name": "x"}]}, "domains.0.data"),
+        ({"domains": [{"name": "x"}]}, r"domains\[0\].data"),
         ({"evaluation": {"top_k": 2}}, "evaluation.top_k"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_with_its_place(values, place):
-    with pytest.raises(InputError, match=f"mine.yaml: {place}: ") as caught:
+    with pytest.raises(InputError, match=f"mine.yaml: {place} ") as caught:
         config(values)
     assert "\n" not in str(caught.value)
 
@@ -116,14 +116,14 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_place(values, place):
         ({"domains": []}, "at least one domain"),
         ({"moe": {"routing": {"top_k": 0}}}, "top_k must be at least 1, got 0"),
         ({"evaluation": {"top_k": [0, 1]}}, "top_k of every evaluated mixture must be at least 1"),
-        ({"budget": {"generalist_share": 1.0}}, r"generalist_share must be in \[0, 1\), got 1.0"),
+        ({"budget": {"generalist_share": 1.0}}, "generalist_share must be below 1, got 1.0"),
         ({"budget": {"generalist_share": -0.1}}, "generalist_share"),
         ({"budget": {"steps": 0}}, "steps must be at least 1, got 0"),
         ({"budget": {"windows": -1}}, "windows must be at least 1, got -1"),
-        ({"budget": {"learning_rate": -1e-3}}, "learning_rate must be positive"),
+        ({"budget": {"learning_rate": -1e-3}}, "learning_rate must be above 0, got -0.001"),
         ({"joint": {"steps": -1}}, "steps must be at least 0, got -1"),
-        ({"joint": {"expert_learning_rate": 0}}, "expert_learning_rate must be positive"),
-        ({"experts": {"own_share": 0}}, r"own_share must be in \(0, 1\]"),
+        ({"joint": {"expert_learning_rate": 0}}, "expert_learning_rate must be above 0, got 0"),
+        ({"experts": {"own_share": 0}}, "own_share must be above 0, got 0"),
         ({"experts": {"clusters": 0}}, "clusters must be at least 1, got 0"),
         ({"experts": {"select": 0}}, "select must be at least 1, got 0"),
         ({"evaluation": {"windows_per_domain": 0}}, "windows_per_domain must be at least 1, got 0"),

@@ -21,7 +21,8 @@ from chronomoe.stages.soft_targets import label
 
 FEW = {"steps": 2, "batch_size": 2, "windows": 4}
 KINDS = {"teacher", "single", "expert", "generalist", "average", "oracle", "naive", "mixture", "lookup", "chosen"}
-STUDENTS = ["generalist", "expert-power", "expert-sales", "single-power", "single-sales", "generalist-full"]
+EXPERTS = ["begun-power", "begun-sales", "expert-power", "expert-sales"]
+STUDENTS = ["generalist", *EXPERTS, "single-power", "single-sales", "generalist-full"]
 STAGES = [
     "soft-targets",
     *(f"students/{name}" for name in [*STUDENTS, "generalist-wide"]),

@@ -13,6 +13,7 @@ from rich.console import Console
 from chronomoe import ChronoMoEPipeline
 from chronomoe.errors import InputError
 from chronomoe.inputs import Inputs
+from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
 from chronomoe.models.sparse.upcycling import Chronos2MoEModel, SparseChronos2Model, upcycle
 from chronomoe.pipeline import load_teacher
@@ -38,7 +39,9 @@ def model_of(folder):
 
 def test_each_route_leaves_its_checkpoint_the_first_as_the_runs_own(grown_run):
     assert type(model_of(grown_run / "moe")) is Chronos2MoEModel
-    assert type(model_of(grown_run / "expanded")) is MoEEnhancedChronos2
+    (entry,) = read(grown_run, "expansion.json")
+    kind = MoEEnhancedChronos2 if entry["kept"] else ExactChronos2Model
+    assert type(model_of(grown_run / "expanded")) is kind
     assert not (grown_run / "upcycled").exists()
 
 
@@ -166,7 +169,7 @@ def test_results_of_routes_no_longer_run_do_not_stay(grown_run, make_recipe, tmp
         ({"routes": []}, "routes must name each of mixture, upcycle, expand at most once"),
         ({"routes": ["expand", "expand"]}, "routes must name each of mixture, upcycle, expand at most once"),
         ({"upcycling": {"dense_share": 0.6, "teacher_share": 0.4}}, "must leave some of the budget to the MoE student"),
-        ({"expanding": {"base_share": 1.0}}, "base_share must be between 0 and 1, got 1.0"),
+        ({"expanding": {"base_share": 1.0}}, "base_share must be below 1, got 1.0"),
     ],
 )
 def test_impossible_routes_are_refused(make_recipe, changes, message):

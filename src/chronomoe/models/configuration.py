@@ -57,15 +57,21 @@ def parse(values: Mapping[str, Any], kind: type[T], *, source: str) -> T:
 
 def refusal(error: ValidationError, kind: Any) -> InputError:
     """Say pydantic's first complaint in our words: the place, the rule, the value received, what is accepted."""
-    complaint = max(error.errors(), key=lambda found: len(found["loc"]))  # of a union, the member that fits best
-    place, known = _follow(complaint["loc"], kind)
-    if complaint["type"] == "unexpected_keyword_argument":
-        key = str(complaint["loc"][-1])
+    complaint = max(error.errors(), key=_weight)
+    if complaint["type"] in UNKNOWN:
+        *inside, key = complaint["loc"]
+        place, known = _follow(inside, kind)
         where = f"in {place}" if place else "at the top"
-        return InputError(f"unknown key {key!r} {where}. Available: {', '.join(known)}.{nearest(key, known)}")
-    return InputError(_in_words(complaint, place))
+        return InputError(f"unknown key {key!r} {where}. Available: {', '.join(known)}.{nearest(str(key), known)}")
+    return InputError(_in_words(complaint, _follow(complaint["loc"], kind)[0]))
 
 
+def _weight(complaint: Any) -> tuple[int, bool]:
+    """Rank complaints: of a union, those of the member that fits best; a misspelt key before the key that it lacks."""
+    return len(complaint["loc"]), complaint["type"] in UNKNOWN
+
+
+UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
 RULES = {
     "greater_than_equal": "must be at least {ge:g}",
     "greater_than": "must be above {gt:g}",

@@ -57,7 +57,7 @@ def test_settings_survive_json_and_unknown_ones_are_refused():
         ({"expert_width": 0}, "expert_width must be at least 1, got 0; None derives it"),
         ({"capacity_factor": 0.0}, r"capacity_factor must be positive, got 0\.0; None sets no limit"),
         ({"gating": "sigmoid"}, "gating must be 'softmax_then_top_k' or 'top_k_then_softmax', got 'sigmoid'"),
-        ({"balance": "l1"}, "the balance loss must be 'l2', 'switch' or 'none', got 'l1'"),
+        ({"balance": "l1"}, "balance must be 'l2', 'switch' or 'none', got 'l1'"),
         ({"shared_width": -1}, "shared_width must not be negative, got -1"),
         ({"z_weight": -0.1}, r"z_weight must not be negative, got -0\.1"),
         ({"bias_rate": float("nan")}, "bias_rate must not be negative, got nan"),
