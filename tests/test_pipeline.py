@@ -1,5 +1,7 @@
 """Forecasts, embeddings, routing, and loading by every door."""
 
+import warnings
+
 import datasets
 import fev
 import numpy as np
@@ -454,3 +456,16 @@ def test_a_plain_model_has_no_routing(plain, series):
         pipeline.routing(series)
     with pytest.raises(InputError, match="set_routing needs a mixture"):
         pipeline.set_routing(top_k=1)
+
+
+@pytest.mark.parametrize("levels", [[0.1, 0.5, 0.9], [0.05, 0.5, 0.6, 0.95]])
+@pytest.mark.parametrize("horizon", [32, 100])  # within one pass and beyond it
+def test_a_model_of_other_levels_than_upstream_s_forecasts(make_teacher, context, levels, horizon):
+    pipeline = ChronoMoEPipeline(make_teacher(forecasting={"quantiles": levels}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # upstream advises against long horizons
+        quantiles, _ = pipeline.predict_quantiles(context[:2, None], prediction_length=horizon, quantile_levels=levels)
+    for quantile in quantiles:
+        assert quantile.shape == (1, horizon, len(levels))
+        assert quantile.isfinite().all()
+        assert (quantile.diff(dim=-1) >= 0).all()

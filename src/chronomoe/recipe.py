@@ -137,7 +137,7 @@ class ExpandingConfig:
     base_share: float = Field(0.7, gt=0, lt=1)
     """Share of the budget spent on the student that grows."""
     max_layers: int = Field(2, ge=1)
-    """Layers added at the most; they share the rest of the budget."""
+    """At most this many layers are added; they share the rest of the budget."""
     probe_steps: int = Field(20, ge=1)
     """Training steps at each candidate place before one is chosen."""
     min_gain: float = 0.0

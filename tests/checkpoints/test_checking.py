@@ -20,6 +20,7 @@ from chronomoe import (
     load_model,
     upcycle,
 )
+from conftest import FORECASTING
 
 KINDS = ["plain", "mixture", "upcycled", "enhanced"]
 JUNK = [None, -1, 0, 1.5, 1 << 23, 1 << 70, float("nan"), "text", [], {}, [None], True]
@@ -87,6 +88,13 @@ def test_whatever_one_value_of_the_configuration_is_the_checkpoint_loads_or_is_r
         ("num_layers", 1 << 23, "asks for 8388608 layers"),
         ("num_heads", "2", "num_heads input should be a valid integer, got '2'"),
         ("dropout_rate", 2.0, "dropout_rate must be below 1, got 2.0"),
+        ("rope_theta", 1e-300, "rope_theta must be at least 1, got 1e-300"),
+        ("layer_norm_epsilon", 1e-300, "layer_norm_epsilon must be at least 1e-30, got 1e-300"),
+        (
+            "chronos_config",
+            FORECASTING | {"quantiles": [0.5, 0.1, 0.9]},
+            r"quantiles must ascend, got \[0.5, 0.1, 0.9\]",
+        ),
         ("attn_implementation", "someone/kernels", "attn_implementation must be 'eager' or 'sdpa'"),
         ("chronos_config", {"quantiles": []}, "chronos_config"),
         ("chronomoe_format", 2, "saved by a newer ChronoMoE: its format is 2, this version reads up to 1; pip install"),

@@ -6,6 +6,7 @@ which is read without them. Weights are safetensors, which hold no code; a ``pyt
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -43,6 +44,11 @@ class ForecastingFields:
     max_output_patches: Count = 1
     time_encoding_scale: Count | None = None
 
+    def __post_init__(self) -> None:
+        """Check the order of the levels, which forecasts keep."""
+        if any(high <= low for low, high in pairwise(self.quantiles)):
+            raise InputError(f"quantiles must ascend, got {self.quantiles}")
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore", strict=True, allow_inf_nan=False))
 class ModelFields:
@@ -57,8 +63,8 @@ class ModelFields:
     vocab_size: Count = 2
     initializer_factor: float = Field(0.05, ge=0)
     dropout_rate: float = Field(0.1, ge=0, lt=1)
-    layer_norm_epsilon: float = Field(1e-6, gt=0)
-    rope_theta: float = Field(10000.0, gt=0)
+    layer_norm_epsilon: float = Field(1e-6, ge=1e-30, le=1)
+    rope_theta: float = Field(10000.0, ge=1, le=1e30)
     feed_forward_proj: str = "relu"
     attn_implementation: Literal["eager", "sdpa"] | None = None
 

@@ -98,7 +98,7 @@ def expand(
     out: Out,
     horizon: Annotated[int, typer.Option(help="Steps to forecast.")] = 48,
     context_length: Annotated[int, typer.Option(help="Past steps, at most.")] = 512,
-    max_layers: Annotated[int, typer.Option(help="Layers added at the most.")] = 2,
+    max_layers: Annotated[int, typer.Option(help="Most layers to add.")] = 2,
     steps: Annotated[int, typer.Option(help="Training steps of each layer.")] = 300,
     probe_steps: Annotated[int, typer.Option(help="Training steps at each candidate place before one is chosen.")] = 50,
     candidates: Annotated[

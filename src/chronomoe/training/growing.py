@@ -30,7 +30,7 @@ class ExpansionConfig:
     layer: MoEConfig = field(default_factory=lambda: MoEConfig(num_experts=4, top_k=1))
     """Each new layer; ``layers`` in it is not used."""
     max_layers: int = 2
-    """Layers added at the most."""
+    """At most this many layers are added."""
     candidates: tuple[int, ...] | None = None
     """Encoder blocks after which a layer may go, each more than once; all when None."""
     probe_steps: int = 50

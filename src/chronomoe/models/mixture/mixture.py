@@ -137,7 +137,7 @@ class DistilledMoE(PreTrainedModel):
 
     @property
     def top_k(self) -> int:
-        """Experts of a series, at the most."""
+        """Most experts of a series."""
         return self.moe.routing.top_k
 
     @property
@@ -164,7 +164,7 @@ class DistilledMoE(PreTrainedModel):
         self.config.moe = asdict(self.moe)
 
     def active_parameters(self) -> int:
-        """Count what the forecast of one series uses at the most: the router and the ``top_k`` largest experts."""
+        """Count the most that the forecast of one series uses: the router and the ``top_k`` largest experts."""
         sizes = sorted((sum(p.numel() for p in expert.parameters()) for expert in self.experts), reverse=True)
         return int(sum(sizes[: self.top_k]) + sum(p.numel() for p in self.router.parameters()))
 
