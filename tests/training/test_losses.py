@@ -149,6 +149,14 @@ def test_the_hidden_loss_is_one_minus_the_cosine_to_the_layers_named():
     assert hidden_loss((-teacher[1],), teacher, [1]).item() == pytest.approx(2)
 
 
+def test_tokens_without_any_value_do_not_count_in_the_hidden_loss():
+    teacher = torch.eye(3)[None]  # 3 tokens
+    student = torch.stack([teacher[0, 0], -teacher[0, 1], teacher[0, 2]])[None]
+    observed = torch.tensor([[True, False, True]])
+    assert hidden_loss((student,), (teacher,), [0], observed=observed).item() == pytest.approx(0)
+    assert hidden_loss((student,), (teacher,), [0]).item() == pytest.approx(2 / 3)
+
+
 def test_the_hidden_loss_does_not_move_the_teacher():
     student, teacher = (torch.randn(2, 3, 4, requires_grad=True) for _ in range(2))
     hidden_loss((student,), (teacher,), [0]).backward()

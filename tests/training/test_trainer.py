@@ -15,7 +15,7 @@ from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.training.distillation import DistilConfig, distil
 from chronomoe.training.losses import LossConfig
-from chronomoe.training.trainer import JointTrainer, last_checkpoint, training_arguments
+from chronomoe.training.trainer import Chronos2DistillationTrainer, last_checkpoint, training_arguments
 from sample_series import sample_domain
 
 STEPS = 6
@@ -190,7 +190,7 @@ def pair(make_mixture, experts):
 
 
 def test_joint_training_uses_two_learning_rates(pair, tmp_path):
-    trainer = JointTrainer(
+    trainer = Chronos2DistillationTrainer(
         expert_learning_rate=1e-5,
         soft_targets=None,
         loss=LossConfig(),
@@ -198,10 +198,28 @@ def test_joint_training_uses_two_learning_rates(pair, tmp_path):
         args=training_arguments(str(tmp_path), learning_rate=1e-2, max_steps=1),
         data_collator=functools.partial(collate, patch_size=16),
     )
-    router, experts = trainer.create_optimizer().param_groups
-    assert (router["lr"], experts["lr"]) == (1e-2, 1e-5)
-    assert {id(value) for value in router["params"]} == {id(value) for value in pair.router.parameters()}
-    assert len(router["params"]) + len(experts["params"]) == len(list(pair.parameters()))
+    groups = trainer.create_optimizer().param_groups
+    router = {id(value) for value in pair.router.parameters()}
+    for group in groups:
+        assert {id(value) in router for value in group["params"]} == {group["lr"] == 1e-2}
+        assert group["lr"] in (1e-2, 1e-5)
+    assert sum(len(group["params"]) for group in groups) == len(list(pair.parameters()))
+
+
+def test_joint_training_decays_neither_biases_nor_norms(pair, tmp_path):
+    trainer = Chronos2DistillationTrainer(
+        expert_learning_rate=1e-5,
+        soft_targets=None,
+        loss=LossConfig(),
+        model=pair,
+        args=training_arguments(str(tmp_path), weight_decay=0.1, max_steps=1),
+        data_collator=functools.partial(collate, patch_size=16),
+    )
+    groups = trainer.create_optimizer().param_groups
+    decayed = {id(value) for group in groups if group["weight_decay"] for value in group["params"]}
+    names = {name for name, value in pair.named_parameters() if id(value) in decayed}
+    assert names
+    assert not {name for name in names if name.endswith("bias") or "layer_norm" in name}
 
 
 def test_a_mixture_trains_jointly_and_its_experts_move_less(pair, exact, windows, tmp_path):

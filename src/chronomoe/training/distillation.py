@@ -26,7 +26,6 @@ from chronomoe.training.losses import LossConfig
 from chronomoe.training.moe_trainer import Chronos2MoEDistillationTrainer
 from chronomoe.training.trainer import (
     Chronos2DistillationTrainer,
-    JointTrainer,
     last_checkpoint,
     training_arguments,
 )
@@ -149,7 +148,7 @@ def distil(
     patch_size = student.chronos_config.output_patch_size
     kind: Callable[..., Chronos2DistillationTrainer] = Chronos2DistillationTrainer
     if expert_learning_rate is not None:
-        kind = functools.partial(JointTrainer, expert_learning_rate=expert_learning_rate)
+        kind = functools.partial(Chronos2DistillationTrainer, expert_learning_rate=expert_learning_rate)
     elif teacher is not None or isinstance(student, SparseChronos2Model):
         kind = functools.partial(Chronos2MoEDistillationTrainer, aux_weight=aux_weight, teacher=teacher)
     trainer = kind(

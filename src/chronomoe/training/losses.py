@@ -130,13 +130,20 @@ def distillation_loss(
     return LossParts(config.soft_weight * soft + (1 - config.soft_weight) * hard, soft, hard)
 
 
-def hidden_loss(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], layers: list[int]) -> Float[Tensor, ""]:
+def hidden_loss(
+    student: tuple[Tensor, ...],
+    teacher: tuple[Tensor, ...],
+    layers: list[int],
+    *,
+    observed: Bool[Tensor, "batch token"] | None = None,
+) -> Float[Tensor, ""]:
     """Mean of one minus the cosine between tokens of student layers and the teacher layers they correspond to.
 
+    Where ``observed`` is given, other tokens, of patches without any value, do not count.
     Cosine, not distance, because residual streams grow with depth; Sanh et al., 2019, https://arxiv.org/abs/1910.01108.
     """
     gaps = [
-        1 - torch.nn.functional.cosine_similarity(own, teacher[layer].detach().to(own), dim=-1).mean()
+        1 - torch.nn.functional.cosine_similarity(own, teacher[layer].detach().to(own), dim=-1)
         for own, layer in zip(student, layers, strict=True)
     ]
-    return torch.stack(gaps).mean()
+    return torch.stack([gap.mean() if observed is None else gap[observed].mean() for gap in gaps]).mean()

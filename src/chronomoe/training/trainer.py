@@ -26,6 +26,7 @@ class Chronos2DistillationTrainer(Trainer):
         soft_targets: a live teacher or a store; None trains on the hard loss alone.
         loss: weights and kinds of the losses.
         hidden_teacher: the teacher whose hidden states are followed where ``loss.hidden_weight`` is not 0.
+        expert_learning_rate: trains a mixture's experts beside its router, whose rate is the trainer's.
         **trainer: what ``transformers.Trainer`` takes.
     """
 
@@ -35,10 +36,11 @@ class Chronos2DistillationTrainer(Trainer):
         soft_targets: SoftTargets | None,
         loss: LossConfig,
         hidden_teacher: ExactChronos2Model | None = None,
+        expert_learning_rate: float | None = None,
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
-        self.soft_targets, self.loss = soft_targets, loss
+        self.soft_targets, self.loss, self.expert_learning_rate = soft_targets, loss, expert_learning_rate
         self.hidden_teacher = None if hidden_teacher is None else hidden_teacher.eval()
         self._parts: dict[str, list[float]] = defaultdict(list)
 
@@ -87,12 +89,44 @@ class Chronos2DistillationTrainer(Trainer):
                     module.bias.copy_(self.accelerator.reduce(module.bias, reduction="mean"))
         return loss
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Make the framework's optimizer, or one with a rate of their own for the experts of a mixture."""
+        optimizer: torch.optim.Optimizer | None = self.optimizer  # type: ignore[has-type]
+        if self.expert_learning_rate is None or optimizer is not None:
+            made: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+            return made
+        decays = set(self.get_decay_parameter_names(self.model))  # neither biases nor norms
+        router = {f"router.{name}" for name, _ in self.model.router.named_parameters()}
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
+        groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
+        for name, parameter in self.model.named_parameters():
+            groups[name in router, name in decays].append(parameter)
+        rates = {True: self.args.learning_rate, False: self.expert_learning_rate}
+        split: torch.optim.Optimizer = kind(
+            [
+                {"params": group, "lr": rates[routes], "weight_decay": self.args.weight_decay if decayed else 0.0}
+                for (routes, decayed), group in groups.items()
+            ],
+            **options,
+        )
+        self.optimizer = split
+        return split
+
     def _hidden_loss(self, states: tuple[Tensor, ...], inputs: Batch) -> Tensor:
         assert self.hidden_teacher is not None  # checked by the caller that made this trainer
         self.hidden_teacher.to(inputs["context"].device)
         with torch.no_grad():
             teacher = self.hidden_teacher(**model_inputs(inputs), output_hidden_states=True).hidden_states
-        return hidden_loss(states, teacher, kept_layers(len(teacher), len(states)))
+        observed = self._observed_tokens(inputs["context"], states[0].shape[1])
+        return hidden_loss(states, teacher, kept_layers(len(teacher), len(states)), observed=observed)
+
+    def _observed_tokens(self, context: Tensor, tokens: int) -> Tensor:
+        """Return which tokens stand for any value: patches of the context that have one, and all that follow them."""
+        size = self.accelerator.unwrap_model(self.model).chronos_config.input_patch_size
+        seen = torch.nn.functional.pad(context.isfinite(), (-context.shape[1] % size, 0))
+        patches = seen.unflatten(1, (-1, size)).any(dim=-1)
+        patches = patches[:, max(0, patches.shape[1] - tokens) :]
+        return torch.nn.functional.pad(patches, (0, tokens - patches.shape[1]), value=True)
 
     def note(self, parts: LossParts, output: Any) -> None:
         """Remember a step for the next report."""
@@ -105,33 +139,6 @@ class Chronos2DistillationTrainer(Trainer):
             logs |= {f"{name}_loss": sum(values) / len(values) for name, values in self._parts.items() if values}
             self._parts.clear()
         super().log(logs, *args, **kwargs)
-
-
-class JointTrainer(Chronos2DistillationTrainer):
-    """Train a mixture's router and experts together, the experts with a learning rate of their own.
-
-    Args:
-        expert_learning_rate: for everything but the router, whose rate is the trainer's.
-        **trainer: what ``Chronos2DistillationTrainer`` takes.
-    """
-
-    def __init__(self, *, expert_learning_rate: float, **trainer: Any) -> None:
-        super().__init__(**trainer)
-        self.expert_learning_rate = expert_learning_rate
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Make AdamW with one group for the router and one for the experts."""
-        optimizer: torch.optim.Optimizer | None = self.optimizer  # type: ignore[has-type]
-        if optimizer is None:
-            own = {id(parameter) for parameter in self.model.router.parameters()}
-            experts = [parameter for parameter in self.model.parameters() if id(parameter) not in own]
-            kind, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
-            groups = [
-                {"params": list(self.model.router.parameters())},
-                {"params": experts, "lr": self.expert_learning_rate},
-            ]
-            self.optimizer = optimizer = kind(groups, weight_decay=self.args.weight_decay, **options)
-        return optimizer
 
 
 def last_checkpoint(folder: Path) -> str | None:

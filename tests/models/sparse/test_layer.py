@@ -241,7 +241,7 @@ def test_auxiliary_outputs_are_those_of_the_router(make_layer, hidden, top_k):
 
 @torch.no_grad()
 def test_capacity_drops_the_choices_of_the_smallest_gates(make_layer, hidden, observed):
-    free, tight = make_layer(top_k=1), make_layer(top_k=1, capacity_factor=0.5)
+    free, tight = make_layer(top_k=1), make_layer(top_k=1, capacity_factor=0.5).train()
     (plain, aux), (mixed, dropped) = free.mix(hidden, observed), tight.mix(hidden, observed)
     num_tokens = int(observed.sum())
     most = math.ceil(0.5 * num_tokens / NUM_EXPERTS)
