@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--horizon", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--num-experts", type=int, default=4)
-    parser.add_argument("--top-k", type=int, default=2)
+    parser.add_argument("--top-k", type=int, default=1)  # what most series use
     parser.add_argument("--presets", nargs="+", default=["slim", "small"])
     parser.add_argument("--repeats", type=int, default=8)
     options = parser.parse_args()

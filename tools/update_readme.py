@@ -1,8 +1,8 @@
 """Write the figures of finished runs and of two benchmarks into README.md; called by ``make figures``.
 
-    python tools/update_readme.py RUN --routes RUN
+    python tools/update_readme.py RUN [--routes RUN]
 
-RUN: folders of the recipes ``demo`` and ``demo-routes``.
+RUN: folders of the recipes ``demo`` and ``demo-routes``. Without the latter the table of the routes is left out.
 """
 
 import argparse
@@ -16,7 +16,7 @@ METRICS = ("WQL", "MAE", "MASE")
 START, END = "<!-- figures: written by `make figures` -->", "<!-- end of figures -->"
 
 
-def figures(run: Path, routes: Path, speed: dict[str, Any], router: dict[str, Any]) -> str:
+def figures(run: Path, routes: Path | None, speed: dict[str, Any], router: dict[str, Any]) -> str:
     """Return the Markdown that stands between the two marks."""
     records = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     facts = json.loads((run / "run.json").read_text())
@@ -37,7 +37,7 @@ def figures(run: Path, routes: Path, speed: dict[str, Any], router: dict[str, An
     for name, _ in sorted(rows, key=lambda row: overall[row[0], "WQL"]):
         lines.append(_row(name, [overall[name, metric] for metric in METRICS]))
     lines += ["", *_claims(json.loads((run / "intervals.json").read_text()))]
-    lines += ["", *_routes(routes), "", *_speed(speed), "", *_router(router), END]
+    lines += [*([] if routes is None else ["", *_routes(routes)]), "", *_speed(speed), "", *_router(router), END]
     return "\n".join(lines)
 
 
@@ -149,7 +149,7 @@ def main() -> None:
     """Replace what stands between the marks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("--routes", type=Path, required=True, help="folder of a finished run of all three routes")
+    parser.add_argument("--routes", type=Path, help="folder of a finished run of all three routes")
     options = parser.parse_args()
     readme = Path("README.md")
     text = readme.read_text()
