@@ -43,7 +43,7 @@ def test_the_obviously_best_candidates_are_selected(top_k):
 
 
 def test_candidates_are_taken_in_the_order_in_which_they_help():
-    candidates = forecasts((3, 0, 9), (1, 1, 1), (0, 5, 5))
+    candidates = forecasts((3, 0, 9), (1, 1, 1), (0.5, 5, 5))
     assert select(*candidates, count=3, top_k=1) == [1, 0, 2]
 
 
@@ -51,6 +51,12 @@ def test_candidates_that_err_in_opposite_ways_are_selected_for_a_pair():
     candidates = forecasts((2, 2, 2), (3, 3, 3), (-2, -2, -2))
     assert select(*candidates, count=2, top_k=2) == [0, 2]
     assert select(*candidates, count=2, top_k=1)[0] in (0, 2)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_where_no_candidate_helps_the_better_one_is_selected(top_k):
+    candidates = forecasts((50, 50, 50), (0, 0, 0), (1, 1, 1))
+    assert select(*candidates, count=2, top_k=top_k) == [1, 2]
 
 
 def test_steps_without_target_do_not_count_in_the_selection():

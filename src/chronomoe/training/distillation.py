@@ -259,9 +259,10 @@ def select_experts(
         loss = quantile_loss(quantiles[:, list(team)].float().mean(dim=1), target, levels=levels)
         return loss.nanmean(dim=1).double().numpy()
 
+    alone = [mixture_loss(loss_of, (index,), domain, top_k=1) for index in range(candidates)]  # decides ties
     chosen: list[int] = []
     while len(chosen) < count:
         rest = [index for index in range(candidates) if index not in chosen]
         losses = {index: mixture_loss(loss_of, tuple(sorted([*chosen, index])), domain, top_k=top_k) for index in rest}
-        chosen.append(min(losses, key=lambda index: losses[index]))
+        chosen.append(min(losses, key=lambda index: (losses[index], alone[index])))
     return chosen
