@@ -19,7 +19,7 @@ from chronomoe.recipe import DomainConfig, RunConfig
 from chronomoe.stages.budget import Budget, Division
 from chronomoe.stages.mixture import check_select
 from chronomoe.stages.soft_targets import Material, check_windows, report_skipped, seed_for
-from chronomoe.stages.workspace import Workspace, check_folder
+from chronomoe.stages.workspace import Workspace, check_folder, check_one_process
 from chronomoe.training.distillation import DistilConfig
 
 GENERALIST = "generalist"
@@ -116,11 +116,13 @@ class Inputs:
         """Refuse settings of routes 2 and 3 that this teacher, these sizes or this budget cannot meet.
 
         Raises:
-            InputError: widths do not divide, a block is not there, or a part of the budget is less than one step.
+            InputError: widths do not divide, a block is not there, a part of the budget is less than one step, or
+                several processes are to grow one model.
         """
         if "upcycle" in self.config.routes:
             self.upcycling_plan()
         if "expand" in self.config.routes:
+            check_one_process("the route 'expand'")
             self.expanding_plan()
 
     def _groups(self) -> dict[str, list[Domain]]:

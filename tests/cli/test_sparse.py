@@ -96,6 +96,23 @@ def test_bad_options_of_expand_are_refused(refused, teacher_folder, series_files
     assert message in refused("expand", teacher_folder, series_files["power"], *SHAPE, *words, "-o", tmp_path / "g")
 
 
+def test_expand_reads_contexts_shorter_than_usual(chronomoe, teacher_folder, series_files, tmp_path):
+    words = ["--horizon", 8, "--context-length", 16, "--batch-size", 4, "--steps", 1, "--probe-steps", 1]
+    words += ["--candidates", "1", "--max-layers", 1, "-o", tmp_path / "g"]
+    status, _, err = chronomoe("expand", teacher_folder, series_files["power"], *words)
+    assert status == 0, err
+
+
+@pytest.mark.parametrize("command", ["upcycle", "expand"])
+def test_a_command_that_runs_in_one_process_refuses_several(
+    refused, monkeypatch, teacher_folder, series_files, tmp_path, command
+):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    data = [series_files["power"]] if command == "expand" else []
+    message = refused(command, teacher_folder, *data, "--out", tmp_path / "moe")
+    assert f"{command} runs in one process, got 2; start it without torchrun" in message
+
+
 def test_an_unknown_way_of_gating_is_wrong_usage(chronomoe, tmp_path):
     status, _, err = chronomoe("upcycle", "tiny", "--gating", "sigmoid", "--out", tmp_path / "moe")
     assert status == 2

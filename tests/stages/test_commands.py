@@ -157,6 +157,13 @@ def upcycled(teacher, out, **changes):
     return upcycle_checkpoint(str(teacher), out, config), out
 
 
+def test_an_upcycled_checkpoint_is_no_expert_of_a_mixture(teacher_folder, students, domains, tmp_path):
+    odd = upcycled(teacher_folder, tmp_path / "odd")[1]
+    with pytest.raises(InputError, match="expert 'odd' needs a dense Chronos-2 model, got a Chronos2MoEModel"):
+        compose(students | {"odd": odd}, [domains["power"]], tmp_path / "moe")
+    assert [path.name for path in tmp_path.iterdir()] == ["odd"]
+
+
 def test_an_upcycled_checkpoint_forecasts_as_the_dense_one(teacher_folder, make_frame, tmp_path):
     model, folder = upcycled(teacher_folder, tmp_path / "moe")
     assert model.active_parameters() < model.num_parameters()

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from typer.core import TyperCommand
 
 from chronomoe import __version__
@@ -18,11 +17,16 @@ from chronomoe.cli.options import (
     DATA_HELP,
     MODEL_HELP,
     TABLE_HELP,
+    BatchSize,
     Cache,
+    ContextLength,
     Freq,
+    Horizon,
     Known,
+    LearningRate,
     Out,
     Seed,
+    SoftWeight,
     Target,
     as_path,
     parse_levels,
@@ -30,6 +34,7 @@ from chronomoe.cli.options import (
     read_windows,
 )
 from chronomoe.cli.sparse import expand, upcycle
+from chronomoe.cli.tables import print_records, print_summary
 from chronomoe.errors import InputError
 
 app = typer.Typer(
@@ -105,7 +110,7 @@ def run(
     if steps is not None:
         config = replace(config, budget=replace(config.budget, steps=steps))
     report = run_recipe(config, out, console=Console(stderr=True), command=_command())
-    _print_summary(out)
+    print_summary(out)
     print(f"report: {report}")
 
 
@@ -147,13 +152,13 @@ def distil(
     teacher: Annotated[str, typer.Argument(help=MODEL_HELP)],
     data: Annotated[str, typer.Argument(help=DATA_HELP)],
     out: Out,
-    horizon: Annotated[int, typer.Option(help="Steps to forecast.")] = 48,
-    context_length: Annotated[int, typer.Option(help="Past steps, at most.")] = 512,
+    horizon: Horizon = 48,
+    context_length: ContextLength = 512,
     student: Annotated[str, typer.Option(help="Size: half, small or slim, relative to the teacher.")] = "small",
     steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
-    batch_size: Annotated[int, typer.Option(help="Windows of a step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
-    soft_weight: Annotated[float, typer.Option(help="Share of the teacher's forecasts in the loss, 0 to 1.")] = 0.5,
+    batch_size: BatchSize = 64,
+    learning_rate: LearningRate = 1e-3,
+    soft_weight: SoftWeight = 0.5,
     target: Target = None,
     known_covariate: Known = None,
     freq: Freq = None,
@@ -195,8 +200,8 @@ def compose(
     data: Annotated[list[str], typer.Option(help="Series that the router learns from; repeat it. " + DATA_HELP)],
     out: Out,
     top_k: Annotated[int, typer.Option(help="Experts of a series.")] = 2,
-    horizon: Annotated[int, typer.Option(help="Steps to forecast.")] = 48,
-    context_length: Annotated[int, typer.Option(help="Past steps, at most.")] = 512,
+    horizon: Horizon = 48,
+    context_length: ContextLength = 512,
     windows: Annotated[int, typer.Option(help="Windows that the router learns from.")] = 4096,
     select: Annotated[int | None, typer.Option(help="Keep this many experts, chosen greedily.")] = None,
     target: Target = None,
@@ -242,11 +247,11 @@ def evaluate(
         list[str], typer.Argument(help="Checkpoints to compare: hub ids, folders, s3:// URLs or 'tiny'.")
     ],
     data: Annotated[list[str], typer.Option(help="Series to test on; repeat it. " + DATA_HELP)],
-    horizon: Annotated[int, typer.Option(help="Steps to forecast.")],
+    horizon: Horizon,
     out: Annotated[
         Path, typer.Option("--out", "-o", parser=as_path, metavar="PATH", help="JSON lines file for the records.")
     ],
-    context_length: Annotated[int, typer.Option(help="Past steps, at most.")] = 512,
+    context_length: ContextLength = 512,
     limit: Annotated[int, typer.Option(help="Windows of each data set, at most.")] = 400,
     target: Target = None,
     known_covariate: Known = None,
@@ -273,7 +278,7 @@ def evaluate(
         limit=limit,
     )
     _write_lines(records, out)
-    _print_records(records)
+    print_records(records)
     print(f"saved {out}")
 
 
@@ -281,7 +286,7 @@ def evaluate(
 def predict(
     model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     file: Annotated[Path, typer.Argument(help=f"Past values: {TABLE_HELP}.")],
-    horizon: Annotated[int, typer.Option(help="Steps to forecast.")],
+    horizon: Horizon,
     out: Annotated[
         Path, typer.Option("--out", "-o", parser=as_path, metavar="PATH", help="CSV or Parquet file for the forecasts.")
     ],
@@ -332,38 +337,6 @@ def _write_lines(records: list[dict[str, Any]], path: Path) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
-
-
-def _print_summary(folder: Path) -> None:
-    """Print the table of a run, without the rows of single experts, and what it recommends."""
-    from chronomoe.report.page import SPECIALISTS, recommendation
-
-    records = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
-    _print_records([record for record in records if record["kind"] not in SPECIALISTS])
-    print(recommendation(folder) or "")
-
-
-def _print_records(records: list[dict[str, Any]]) -> None:
-    """Print a table of the overall ratios, and of WQL by domain where the terminal is wide enough."""
-    console = Console()
-    domains = [name for name in dict.fromkeys(record["domain"] for record in records) if name != "overall"]
-    whole, short = _records_table(records, domains), _records_table(records, [])
-    needed = console.measure(whole, options=console.options.update(max_width=10 * console.width)).maximum
-    console.print(whole if needed <= console.width else short)
-
-
-def _records_table(records: list[dict[str, Any]], domains: list[str]) -> Table:
-    by_domain = "; by domain: WQL itself" if domains else ""
-    table = Table(title=f"Relative to seasonal naive, geometric mean over domains, lower is better{by_domain}")
-    for heading in ("model", "WQL", "MAE", "MASE", *domains):
-        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
-    value = {(record["model"], record["domain"], record["metric"]): record["value"] for record in records}
-    names = dict.fromkeys(record["model"] for record in records)
-    for name in sorted(names, key=lambda name: value.get((name, "overall", "WQL"), float("inf"))):
-        cells = [value.get((name, "overall", metric)) for metric in ("WQL", "MAE", "MASE")]
-        cells += [value.get((name, domain, "WQL")) for domain in domains]
-        table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
-    return table
 
 
 def _command() -> str:

@@ -24,6 +24,11 @@ def as_path(text: str) -> Path:
 Out = Annotated[
     Path, typer.Option("--out", "-o", parser=as_path, metavar="PATH", help="New folder that the result is written to.")
 ]
+Horizon = Annotated[int, typer.Option(help="Steps to forecast.")]
+ContextLength = Annotated[int, typer.Option(help="At most this many past steps are read.")]
+BatchSize = Annotated[int, typer.Option(help="Windows in a training step.")]
+LearningRate = Annotated[float, typer.Option(help="Peak learning rate.")]
+SoftWeight = Annotated[float, typer.Option(help="Weight of the teacher's forecasts in the loss, 0 to 1.")]
 Target = Annotated[
     list[str] | None,
     typer.Option(help="Column to forecast; repeat it to forecast several together.", show_default="target"),

@@ -6,7 +6,23 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from chronomoe.cli.options import DATA_HELP, MODEL_HELP, Out, parse_blocks, read_domain
+from chronomoe.cli.options import (
+    DATA_HELP,
+    MODEL_HELP,
+    BatchSize,
+    ContextLength,
+    Freq,
+    Horizon,
+    Known,
+    LearningRate,
+    Out,
+    Seed,
+    SoftWeight,
+    Target,
+    parse_blocks,
+    read_domain,
+    read_windows,
+)
 
 ROUTING = "Routing and balance"
 Gating = Annotated[
@@ -96,8 +112,8 @@ def expand(
     model: Annotated[str, typer.Argument(help="The finished student. " + MODEL_HELP)],
     data: Annotated[list[str], typer.Argument(help="Series that new layers learn from, one or more: " + DATA_HELP)],
     out: Out,
-    horizon: Annotated[int, typer.Option(help="Steps to forecast.")] = 48,
-    context_length: Annotated[int, typer.Option(help="Past steps, at most.")] = 512,
+    horizon: Horizon = 48,
+    context_length: ContextLength = 512,
     max_layers: Annotated[int, typer.Option(help="Most layers to add.")] = 2,
     steps: Annotated[int, typer.Option(help="Training steps of each layer.")] = 300,
     probe_steps: Annotated[int, typer.Option(help="Training steps at each candidate place before one is chosen.")] = 50,
@@ -120,13 +136,14 @@ def expand(
     min_gain: Annotated[
         float, typer.Option(help="Share of the validation loss that a layer must take away to stay.")
     ] = 0.0,
-    batch_size: Annotated[int, typer.Option(help="Windows of a step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 1e-3,
+    batch_size: BatchSize = 64,
+    learning_rate: LearningRate = 1e-3,
     teacher: Annotated[str | None, typer.Option(help="Follow this teacher's forecasts as well. " + MODEL_HELP)] = None,
-    soft_weight: Annotated[float, typer.Option(help="Share of the teacher's forecasts in the loss, 0 to 1.")] = 0.5,
-    target: Annotated[list[str] | None, typer.Option(help="Column to forecast; repeat it for several.")] = None,
-    known_covariate: Annotated[list[str] | None, typer.Option(help="Column known into the future.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is random.")] = 0,
+    soft_weight: SoftWeight = 0.5,
+    target: Target = None,
+    known_covariate: Known = None,
+    freq: Freq = None,
+    seed: Seed = 0,
 ) -> None:
     """Add MoE layers to a finished student, one at a time, its own weights frozen (route 3).
 
@@ -136,7 +153,6 @@ def expand(
 
     Example: chronomoe expand student demo:traffic demo:web --out grown --steps 300
     """
-    from chronomoe.data.windows import WindowConfig
     from chronomoe.models.sparse.config import MoEConfig
     from chronomoe.stages.sparse import expand_checkpoint
     from chronomoe.training.distillation import DistilConfig
@@ -170,9 +186,9 @@ def expand(
     )
     path = expand_checkpoint(
         model,
-        [read_domain(part, target, known_covariate) for part in data],
+        [read_domain(part, target, known_covariate, freq=freq) for part in data],
         out,
-        windows=WindowConfig(context_length=context_length, horizon=horizon),
+        windows=read_windows(context_length, horizon),
         config=config,
         teacher=teacher,
         console=Console(stderr=True),

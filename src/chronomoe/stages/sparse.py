@@ -19,7 +19,7 @@ from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
 from chronomoe.stages.soft_targets import Material, check_windows, label, open_store, optional_key, report_skipped
 from chronomoe.stages.students import load_student, train
-from chronomoe.stages.workspace import Report, Workspace, check_new, first_process, folder_for, room
+from chronomoe.stages.workspace import Report, Workspace, check_new, check_one_process, folder_for, room
 from chronomoe.training.distillation import DistilConfig
 from chronomoe.training.growing import ExpansionConfig, candidate_places
 from chronomoe.training.growing import expand as grow
@@ -115,14 +115,13 @@ def expanded_student(
             soft_targets=open_store(soft_targets),
             progress=report,
         )
-        if first_process():
-            pipeline = ChronoMoEPipeline(grown.model)
-            pipeline.save_pretrained(folder / "model", sections={"How it grew": path_table(grown.path)})
-            (folder / "path.json").write_text(json.dumps(grown.path))
-            shutil.rmtree(folder / "layers")
+        pipeline = ChronoMoEPipeline(grown.model)
+        pipeline.save_pretrained(folder / "model", sections={"How it grew": path_table(grown.path)})
+        (folder / "path.json").write_text(json.dumps(grown.path))
+        shutil.rmtree(folder / "layers")
 
     inputs = {"expansion": asdict(config), "base": revision(base), "soft_targets": optional_key(soft_targets)}
-    return work.stage(name, {**material.facts, **inputs}, make, together=True)
+    return work.stage(name, {**material.facts, **inputs}, make)
 
 
 def path_table(path: Sequence[dict[str, Any]]) -> str:
@@ -142,6 +141,7 @@ def upcycle_checkpoint(model: str, out: Path, config: MoEConfig) -> Chronos2MoEM
         out: a new folder.
         config: experts, and the blocks that get them.
     """
+    check_one_process("upcycle")
     check_new(out)
     upcycled = upcycle(load_teacher(model), config)
     with room(out.parent, out.name):
@@ -175,6 +175,7 @@ def expand_checkpoint(
     Returns:
         The path: see :class:`chronomoe.training.growing.Expansion`.
     """
+    check_one_process("expand")
     check_new(out)
     base = load_teacher(model)
     candidate_places(base, config)  # refused before anything is written

@@ -35,6 +35,13 @@ def first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def check_one_process(what: str) -> None:
+    """Refuse several processes where their decisions could differ."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        raise InputError(f"{what} runs in one process, got {count}; start it without torchrun or accelerate launch")
+
+
 class Workspace:
     """The folder of a run and the stages in it.
 

@@ -1,0 +1,40 @@
+"""The tables that commands end with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_summary(folder: Path) -> None:
+    """Print the table of a run, without the rows of single experts, and what it recommends."""
+    from chronomoe.report.page import SPECIALISTS, recommendation
+
+    records = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
+    print_records([record for record in records if record["kind"] not in SPECIALISTS])
+    print(recommendation(folder) or "")
+
+
+def print_records(records: list[dict[str, Any]]) -> None:
+    """Print a table of the overall ratios, and of WQL by domain where the terminal is wide enough."""
+    console = Console()
+    domains = [name for name in dict.fromkeys(record["domain"] for record in records) if name != "overall"]
+    whole, short = _records_table(records, domains), _records_table(records, [])
+    needed = console.measure(whole, options=console.options.update(max_width=10 * console.width)).maximum
+    console.print(whole if needed <= console.width else short)
+
+
+def _records_table(records: list[dict[str, Any]], domains: list[str]) -> Table:
+    by_domain = "; by domain: WQL itself" if domains else ""
+    table = Table(title=f"Relative to seasonal naive, geometric mean over domains, lower is better{by_domain}")
+    for heading in ("model", "WQL", "MAE", "MASE", *domains):
+        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
+    value = {(record["model"], record["domain"], record["metric"]): record["value"] for record in records}
+    names = dict.fromkeys(record["model"] for record in records)
+    for name in sorted(names, key=lambda name: value.get((name, "overall", "WQL"), float("inf"))):
+        cells = [value.get((name, "overall", metric)) for metric in ("WQL", "MAE", "MASE")]
+        cells += [value.get((name, domain, "WQL")) for domain in domains]
+        table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
+    return table
