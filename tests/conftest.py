@@ -122,11 +122,11 @@ def experts(make_teacher):
 
 @pytest.fixture
 def make_mixture(experts):
-    """Build a mixture in evaluation mode whose router tells the rows apart."""
+    """Build a mixture in evaluation mode whose router tells the rows apart; K is fixed unless ``routing`` says."""
 
     def build(*, routing=None, router=None, balance=None, members=experts):
         config = MixtureConfig(
-            routing=RoutingConfig(**routing or {}),
+            routing=RoutingConfig(**{"threshold": None} | (routing or {})),
             router=RouterConfig(**router or {}),
             balance=BalanceConfig(**balance or {}),
         )

@@ -35,7 +35,7 @@ def plain(make_teacher):
 def mixture(make_teacher):
     experts = {name: make_teacher(seed, num_layers=1, forecasting=FORECASTING) for seed, name in enumerate(NAMES)}
     torch.manual_seed(0)
-    mixture = build_mixture(experts, MixtureConfig())
+    mixture = build_mixture(experts, MixtureConfig(routing=RoutingConfig(threshold=None)))
     with torch.no_grad():  # make the untrained router take sides, so that series differ in their experts
         mixture.router.network[-1].weight.mul_(20)
     return mixture
@@ -418,7 +418,7 @@ def test_set_routing_changes_top_k_and_stays_after_saving(mixture, series, tmp_p
     pipeline.set_routing(top_k=top_k, temperature=3.0)
     assert all(len(gates) == top_k for gates in pipeline.routing(series))
     pipeline.save_pretrained(tmp_path / "moe")
-    assert load_model(tmp_path / "moe").moe.routing == RoutingConfig(top_k=top_k, temperature=3.0)
+    assert load_model(tmp_path / "moe").moe.routing == RoutingConfig(top_k=top_k, temperature=3.0, threshold=None)
 
 
 def test_set_routing_turns_dynamic_k_on_and_off(mixture, series):

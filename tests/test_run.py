@@ -214,6 +214,22 @@ def test_a_budget_too_small_for_a_generalist_has_experts_straight_from_the_teach
     assert model.config.expert_names == ["power", "sales"]
 
 
+def test_baselines_that_are_not_asked_for_are_not_trained(make_recipe, tmp_path):
+    recipe = make_recipe(budget=FEW, baselines=["generalist-full"])
+    run(recipe, tmp_path / "run", console=Console(file=StringIO()))
+    trained = {path.name for path in (tmp_path / "run" / "stages" / "students").iterdir()}
+    assert "generalist-full" in trained
+    assert not {name for name in trained if name.startswith("single") or name == "generalist-wide"}
+    models = {record["model"] for record in records(tmp_path / "run")}
+    assert "mixture" in models
+    assert not {"own single", "generalist-wide"} & models
+
+
+def test_without_any_baseline_the_mixture_is_still_made_and_reported(make_recipe, tmp_path):
+    run(make_recipe(budget=FEW, baselines=[]), tmp_path / "run", console=Console(file=StringIO()))
+    assert json.loads((tmp_path / "run" / "recommendation.json").read_text())["model"] == "mixture"
+
+
 def test_own_share_mixes_other_windows_into_an_experts(make_recipe, tmp_path):
     given = Inputs(make_recipe(experts={"own_share": 0.75}), tmp_path / "run")
     owners = [given.material.windows.domain_of(row) for row in given.rows_of("sales")]

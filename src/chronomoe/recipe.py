@@ -20,6 +20,8 @@ from chronomoe.training.routing import RouterTrainingConfig
 
 Route = Literal["mixture", "upcycle", "expand"]
 """Routes 1, 2 and 3: a mixture of distilled experts, a student with MoE layers, a student that grows by MoE layers."""
+Baseline = Literal["single", "generalist-full", "generalist-wide"]
+"""What is trained only to be compared with: each domain's own student, a generalist of the same and of more compute."""
 
 
 @configuration
@@ -198,6 +200,8 @@ class RunConfig:
     """Joint fine-tuning."""
     routes: tuple[Route, ...] = ("mixture",)
     """Which models are made; the first one's checkpoint is the run's, in ``moe/``."""
+    baselines: tuple[Baseline, ...] = typing.get_args(Baseline)
+    """Which are trained beside them; they take three quarters of the training of a mixture with all of them."""
     upcycling: UpcyclingConfig = field(default_factory=UpcyclingConfig)
     """Route 2."""
     expanding: ExpandingConfig = field(default_factory=ExpandingConfig)

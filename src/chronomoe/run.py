@@ -147,17 +147,22 @@ def students(given: Inputs, store: Path) -> dict[str, Path]:
     one expert's share of the same budget straight from the teacher; two generalists get all of it, one of the
     experts' size and one of ``top_k`` times the layers, which takes fewer steps of more compute each.
     """
+    budget, wanted = given.config.budget, given.config.baselines
     paths = experts(given, store) if "mixture" in given.config.routes else {}
-    paths["generalist-full"] = student(given, "generalist-full", store, steps=given.config.budget.steps)
-    wide = given.budget.wide
-    if wide is not None:
+    if paths and "single" in wanted:
+        share = max(1, budget.steps // len(given.groups))
+        for group in given.groups:
+            paths[f"single/{group}"] = student(given, f"single-{group}", store, steps=share, group=group)
+    if "generalist-full" in wanted:
+        paths["generalist-full"] = student(given, "generalist-full", store, steps=budget.steps)
+    if (wide := given.budget.wide) is not None and "generalist-wide" in wanted:
         steps = given.budget.steps_of(wide)
         paths["generalist-wide"] = student(given, "generalist-wide", store, steps=steps, size=wide)
     return paths
 
 
 def experts(given: Inputs, store: Path) -> dict[str, Path]:
-    """Distil the generalist that experts branch from, the experts, and the ``single`` students."""
+    """Distil the generalist that experts branch from, and the experts."""
     budget, shared = given.config.budget, given.generalist_steps
     own = max(1, (budget.steps - shared) // len(given.groups))
     paths: dict[str, Path] = {}
@@ -170,9 +175,6 @@ def experts(given: Inputs, store: Path) -> dict[str, Path]:
             paths[f"expert/{group}"] = student(given, f"expert-{group}", store, steps=own, group=group, start=start)
     else:
         paths |= _experts_by_gain(given, store, own * len(given.groups), start)
-    share = max(1, budget.steps // len(given.groups))
-    for group in given.groups:
-        paths[f"single/{group}"] = student(given, f"single-{group}", store, steps=share, group=group)
     return paths
 
 

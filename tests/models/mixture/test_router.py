@@ -36,7 +36,7 @@ def test_gates_sum_to_one_over_experts_that_differ(score, top_k, more):
 
 @pytest.mark.parametrize("top_k", TOP_K)
 def test_the_most_probable_experts_are_chosen_best_first(score, top_k):
-    routing = choose(score, RoutingConfig(top_k=top_k))
+    routing = choose(score, RoutingConfig(top_k=top_k, threshold=None))
     for row in range(len(score)):
         best = sorted(range(NUM_EXPERTS), key=lambda expert, row=row: -score[row, expert])[:top_k]
         assert routing.expert[row].tolist() == best
@@ -45,7 +45,9 @@ def test_the_most_probable_experts_are_chosen_best_first(score, top_k):
 
 
 def test_all_experts_have_their_probability_as_gate(score):
-    torch.testing.assert_close(weights(choose(score, RoutingConfig(top_k=NUM_EXPERTS))), score.softmax(dim=1))
+    torch.testing.assert_close(
+        weights(choose(score, RoutingConfig(top_k=NUM_EXPERTS, threshold=None))), score.softmax(dim=1)
+    )
 
 
 def test_one_expert_has_all_the_weight(score):
@@ -154,7 +156,7 @@ def test_an_unsure_router_takes_the_generalist_alone_whether_chosen_or_not(score
 
 def test_a_bias_changes_the_choice_and_not_the_gates(score):
     bias = torch.tensor([0.0, 0.0, 0.0, 0.0, 100.0])
-    plain, biased = choose(score, RoutingConfig()), choose(score, RoutingConfig(), bias=bias)
+    plain, biased = (choose(score, RoutingConfig(threshold=None), bias=one) for one in (None, bias))
     assert (biased.expert[:, 0] == 4).all()
     assert not torch.equal(plain.expert, biased.expert)
     assert torch.equal(plain.prob, biased.prob)

@@ -31,11 +31,11 @@ class RoutingConfig:
     """How scores become choices."""
 
     top_k: int = Field(default=2, ge=1)
-    """Experts of a series; with ``threshold``, the most it may have."""
+    """Most experts of a series; without ``threshold``, their number."""
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Divides the scores: higher is closer to equal weights."""
-    threshold: float | None = Field(default=None, gt=0, le=1)
-    """Dynamic K: the fewest experts, best first, whose probabilities reach this together."""
+    threshold: float | None = Field(default=0.8, gt=0, le=1)
+    """Dynamic K: the fewest experts, best first, whose probabilities reach this together; None fixes K."""
     gumbel: bool = False
     """Add Gumbel noise to the scores in training (Jang et al., 2017, https://arxiv.org/abs/1611.01144)."""
     fallback: Literal["none", "equal", "generalist"] = "none"
