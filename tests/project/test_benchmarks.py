@@ -9,6 +9,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "bench"
 SMALL = {
+    "batch_invariance": ["--series", "6"],
     "router": ["--windows", "64", "--epochs", "2"],
     "group_attention": ["--rows", "4", "--repeats", "1"],
     "dispatch": [

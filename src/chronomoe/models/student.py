@@ -5,7 +5,7 @@ import math
 from typing import Literal
 
 import torch
-from chronos.chronos2 import Chronos2Model
+from chronos.chronos2 import Chronos2Model, Chronos2Pipeline
 from chronos.chronos2.config import Chronos2CoreConfig
 from jaxtyping import Float, Int
 from pydantic import Field
@@ -15,6 +15,7 @@ from chronomoe.errors import InputError, nearest
 from chronomoe.models.chronos2 import ExactChronos2Model, cast_parameters, use_exact_group_attention
 from chronomoe.models.configuration import configuration
 from chronomoe.models.sparse.upcycling import check_dense
+from chronomoe.models.unwrapping import model_of
 
 PRESETS = {
     "half": "just under half of the layers: 50-60 % fewer parameters",
@@ -55,7 +56,10 @@ class StudentConfig:
 
 
 def create_student_model(
-    teacher: Chronos2Model, config: StudentConfig, *, generator: torch.Generator | None = None
+    teacher: Chronos2Model | Chronos2Pipeline,
+    config: StudentConfig | str = "small",
+    *,
+    generator: torch.Generator | None = None,
 ) -> ExactChronos2Model:
     """Make a student: a ``Chronos2Model`` with fewer layers, heads, feed-forward units or channels than its teacher.
 
@@ -66,14 +70,17 @@ def create_student_model(
     changed.
 
     Args:
-        teacher: any Chronos-2 model without MoE layers.
-        config: the size.
+        teacher: any Chronos-2 model without MoE layers, or its pipeline.
+        config: the size, or the name of one in ``PRESETS``.
         generator: draws the weights where ``init`` is "random"; torch's global one when None.
 
     Raises:
         InputError: the student would be larger than the teacher in some dimension, or the teacher has MoE layers.
     """
+    teacher = model_of(teacher)
     check_dense(teacher, what="cutting a student", remedy="cut it from the dense model and upcycle the student")
+    if isinstance(config, str):
+        config = StudentConfig.preset(config, teacher)
     old, new = teacher.config, copy.deepcopy(teacher.config)
     for name in ("num_layers", "d_model", "num_heads", "d_ff"):
         wanted = getattr(config, name)

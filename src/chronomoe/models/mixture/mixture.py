@@ -1,13 +1,13 @@
 """Route 1: whole distilled students as experts, chosen per series by a router."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
-from chronos.chronos2 import Chronos2Model
+from chronos.chronos2 import Chronos2Model, Chronos2Pipeline
 from chronos.chronos2.config import Chronos2CoreConfig, Chronos2ForecastingConfig
 from chronos.chronos2.model import Chronos2EncoderOutput
 from chronos.chronos_bolt import InstanceNorm
@@ -31,6 +31,8 @@ from chronomoe.models.mixture.cores import check_same_task, core_fields
 from chronomoe.models.mixture.features import series_features
 from chronomoe.models.mixture.router import RouterConfig, Routing, RoutingConfig, TimeSeriesRouter, choose, pool_groups
 from chronomoe.models.scaling import loc_and_scale
+from chronomoe.models.sparse.upcycling import check_dense
+from chronomoe.models.unwrapping import model_of
 
 Pick = Callable[[Any], Any]
 """Takes an expert's rows of a tensor, or of None."""
@@ -359,23 +361,37 @@ def _observed(context: Tensor, mask: Tensor | None) -> Tensor:
     return context if mask is None else context.masked_fill(mask == 0, torch.nan)
 
 
-def build_mixture(experts: dict[str, Chronos2Model], config: MixtureConfig) -> DistilledMoE:
+def build_mixture(
+    experts: Mapping[str, Chronos2Model | Chronos2Pipeline] | Sequence[Chronos2Model | Chronos2Pipeline],
+    config: MixtureConfig | None = None,
+    *,
+    num_experts_per_tok: int | None = None,
+) -> DistilledMoE:
     """Make a mixture of trained students with an untrained router.
 
     Args:
-        experts: by name; the name "generalist" makes that one the fallback.
+        experts: models or their pipelines, by name; the name "generalist" makes that one the fallback. Those of a list
+            are called "expert-0" and so on.
         config: router, routing and balance.
+        num_experts_per_tok: the most experts of a series, in place of ``config.routing.top_k``.
 
     Raises:
         InputError: the experts cannot be averaged, or ``top_k`` is out of range.
     """
-    names = list(experts)
-    check_same_task([expert.config for expert in experts.values()], names)
-    cores = [core_fields(expert.config) for expert in experts.values()]
+    named = experts if isinstance(experts, Mapping) else {f"expert-{place}": one for place, one in enumerate(experts)}
+    members: dict[str, Chronos2Model] = {name: model_of(expert) for name, expert in named.items()}
+    for name, model in members.items():
+        check_dense(model, what=f"expert {name!r}", remedy="distil a student, or forecast with that model itself")
+    config = config or MixtureConfig()
+    if num_experts_per_tok is not None:
+        config = replace(config, routing=replace(config.routing, top_k=num_experts_per_tok))
+    names = list(members)
+    check_same_task([expert.config for expert in members.values()], names)
+    cores = [core_fields(expert.config) for expert in members.values()]
     reach = min(config.router.feature_length, cores[0]["chronos_config"]["context_length"])
     config = replace(config, router=replace(config.router, feature_length=reach))
     mixture = DistilledMoE(DistilledMoEConfig(experts=cores, expert_names=names, moe=asdict(config)))
-    for own, expert in zip(mixture.experts, experts.values(), strict=True):
+    for own, expert in zip(mixture.experts, members.values(), strict=True):
         own.load_state_dict(expert.state_dict())
-    cast_parameters(mixture, next(iter(experts.values())).dtype)
+    cast_parameters(mixture, next(iter(members.values())).dtype)
     return mixture

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from chronos.chronos2 import Chronos2Model
+from chronos.chronos2 import Chronos2Model, Chronos2Pipeline
 from chronos.chronos2.config import Chronos2CoreConfig
 from chronos.chronos2.layers import FeedForward
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from chronomoe.models.sparse.upcycling import (
     dense_fields,
     fresh_layer,
 )
+from chronomoe.models.unwrapping import model_of
 
 SHARE_OF_DENSE = 4
 """An inserted expert has this part of the hidden units of the base's feed-forward block, unless told otherwise."""
@@ -114,8 +115,9 @@ class MoEEnhancedChronos2(SparseChronos2Model):
     https://arxiv.org/abs/1902.00751; theirs are dense.
 
     Args:
-        base: a dense model, which is copied, or the configuration of a checkpoint.
-        insertion: the layers; one after the last block when None. A configuration holds its own.
+        base_model: a dense model or its pipeline, which is copied, or the configuration of a checkpoint.
+        moe_config: the layers, or what one after the last block is like; the default one there when None. The
+            configuration of a checkpoint holds its own.
 
     Raises:
         InputError: the base has MoE layers, or a layer is to follow a block that is not there.
@@ -123,14 +125,25 @@ class MoEEnhancedChronos2(SparseChronos2Model):
 
     config_class = MoEEnhancedConfig
 
-    def __init__(self, base: Chronos2Model | MoEEnhancedConfig, insertion: MoEInsertionConfig | None = None) -> None:
+    def __init__(
+        self,
+        base_model: Chronos2Model | Chronos2Pipeline | MoEEnhancedConfig,
+        moe_config: MoEInsertionConfig | MoEConfig | None = None,
+    ) -> None:
+        base = model_of(base_model)
         if isinstance(base, MoEEnhancedConfig):
             super().__init__(base)
             insertion = MoEInsertionConfig.from_dict(base.insertion)
             _check_places(insertion.after, base.num_layers)
         else:
             check_dense(base, what="inserting MoE layers", remedy="insert into the dense model, or use with_layer")
-            insertion = insertion or MoEInsertionConfig(after=(base.config.num_layers - 1,))
+            last = (base.config.num_layers - 1,)
+            if isinstance(moe_config, MoEInsertionConfig):
+                insertion = moe_config
+            elif moe_config is None:
+                insertion = MoEInsertionConfig(after=last)
+            else:
+                insertion = MoEInsertionConfig(after=last, layer=moe_config)
             _check_places(insertion.after, base.config.num_layers)
             self.__dict__.update(copy.deepcopy(base.__dict__))  # in place of drawing weights: all that a module is
             self.config = MoEEnhancedConfig(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from chronos.chronos2 import Chronos2Model
+from chronos.chronos2 import Chronos2Model, Chronos2Pipeline
 from chronos.chronos2.config import Chronos2CoreConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -17,6 +17,7 @@ from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model, ForecastOutput
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.layer import Chronos2MoELayer, MoEAux
+from chronomoe.models.unwrapping import model_of
 
 
 @dataclass
@@ -145,7 +146,7 @@ class Chronos2MoEModel(SparseChronos2Model):
         return hidden
 
 
-def upcycle(model: Chronos2Model, config: MoEConfig) -> Chronos2MoEModel:
+def upcycle(model: Chronos2Model | Chronos2Pipeline, config: MoEConfig) -> Chronos2MoEModel:
     """Make a model with MoE layers that computes what ``model`` does, unless noise or fresh units are asked for.
 
     Sparse upcycling, Komatsuzaki et al., 2022, https://arxiv.org/abs/2212.05055; how a block is cut into experts, and
@@ -153,13 +154,14 @@ def upcycle(model: Chronos2Model, config: MoEConfig) -> Chronos2MoEModel:
     A capacity may drop tokens, whose output then differs.
 
     Args:
-        model: any dense Chronos-2 model; it is not changed. Type, device and mode of the result are its own; routers
-            are float32 at least.
+        model: any dense Chronos-2 model, or its pipeline; it is not changed. Type, device and mode of the result are
+            its own; routers are float32 at least.
         config: experts, and the blocks that get them.
 
     Raises:
         InputError: the model is not a dense Chronos-2 model, a block is not there, or the widths do not divide.
     """
+    model = model_of(model)
     check_dense(model, what="upcycle", remedy="upcycle the dense model")
     blocks = _sparse_blocks(config, model.config.num_layers)
     config.slice_width(model.config.d_ff)  # refused before anything is copied
