@@ -1,7 +1,5 @@
 """Models with MoE layers in the pipeline: forecasts, embeddings, fine-tuning, and loading by every door."""
 
-import importlib.util
-
 import datasets
 import fev
 import numpy as np
@@ -252,28 +250,6 @@ def test_fit_extends_context_and_horizon_where_asked(pipeline, make_context, tmp
     assert tuned.model_prediction_length == 2 * ONE_PASS
     assert forecast(tuned, series, 2 * ONE_PASS).isfinite().all()
     assert pipeline.model_context_length == 64
-
-
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks transformers for it
-@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="LoRA needs peft, an optional dependency")
-def test_lora_adapts_attention_and_head_and_leaves_experts_and_routers(upcycled, series, tmp_path):
-    before = {name: value.clone() for name, value in upcycled.state_dict().items()}
-    options = {"num_steps": 2, "batch_size": 12, "output_dir": tmp_path, "learning_rate": 1e-2, "disable_tqdm": True}
-    tuned = ChronoMoEPipeline(upcycled).fit(series, prediction_length=8, finetune_mode="lora", **options)
-    assert type(tuned.model) is Chronos2MoEModel
-    after = tuned.model.state_dict()
-    assert set(after) == set(before)
-    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
-    assert any("self_attention.q" in name for name in changed)
-    assert all("self_attention" in name or name.startswith("output_patch_embedding") for name in changed)
-    assert_close(
-        forecast(ChronoMoEPipeline.from_pretrained(tmp_path / "finetuned-ckpt"), series), forecast(tuned, series)
-    )
-
-
-def test_lora_is_refused_where_the_base_must_stay(enhanced, series, tmp_path):
-    with pytest.raises(InputError, match="finetune_mode='lora' changes the base, .* use 'full'"):
-        ChronoMoEPipeline(enhanced).fit(series, prediction_length=8, finetune_mode="lora", output_dir=tmp_path)
 
 
 def test_the_model_card_tells_layers_and_active_parameters(upcycled, enhanced, tmp_path):

@@ -11,15 +11,12 @@ import pandas as pd
 import torch
 from chronos.chronos2 import Chronos2Model, Chronos2Pipeline
 from chronos.chronos2.dataset import Chronos2Dataset, DatasetMode, PreparedInput, TensorOrArray
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.utils.peft_utils import find_adapter_config_file
 
-from chronomoe.checkpoints.card import model_card
-from chronomoe.checkpoints.checking import FORMAT, check_checkpoint, parse_dtype
-from chronomoe.checkpoints.finding import ACCEPTED, HUB_OPTIONS, architecture, find_checkpoint, read_config
-from chronomoe.checkpoints.writing import PUSH_OPTIONS, push_folder, whole_folder
+from chronomoe.checkpoints.adapters import save_adapters
+from chronomoe.checkpoints.loading import load_checkpoint, merge
+from chronomoe.checkpoints.writing import PUSH_OPTIONS, push_folder, write_checkpoint
 from chronomoe.data.forecasts import check_asked, forecast, known_names, take_in_frames, with_ids
 from chronomoe.data.frames import tidy
 from chronomoe.data.intake import Wish
@@ -29,6 +26,7 @@ from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.cross_learning import RoutedBySeries, series_of_rows
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.promises import constant_level, put_in_order
+from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
 
 if TYPE_CHECKING:
@@ -90,26 +88,7 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
                 configuration, or it is of another architecture or a newer format. Only safetensors are read, and no
                 code of a checkpoint is run.
         """
-        old_name, dtype = kwargs.pop("torch_dtype", None), kwargs.pop("dtype", None)
-        kwargs["dtype"] = parse_dtype(dtype or old_name or torch.float32)
-        if kwargs.pop("trust_remote_code", False):
-            raise InputError("no code from a checkpoint is run; leave out trust_remote_code")
-        kwargs.pop("use_safetensors", None)
-        hub_options = {key: kwargs[key] for key in HUB_OPTIONS if key in kwargs}
-        name = find_checkpoint(
-            pretrained_model_name_or_path, subfolder=kwargs.get("subfolder", ""), force_s3_download=force_s3_download
-        )
-        try:
-            if find_adapter_config_file(name, **hub_options) is not None:
-                return super().from_pretrained(name, *args, **kwargs)  # type: ignore[no-any-return]
-            values = read_config(name, hub_options)
-            kind = architecture(name, values)
-            check_checkpoint(name, kind, values, hub_options, variant=kwargs.get("variant"))
-            model = kind.from_pretrained(name, *args, use_safetensors=True, **kwargs)
-        except (OSError, ImportError, SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"cannot load {name!r}; accepted are {ACCEPTED}: {reason}") from error
-        return cls(model)
+        return cls(load_checkpoint(pretrained_model_name_or_path, *args, force_s3_download=force_s3_download, **kwargs))
 
     def save_pretrained(
         self, save_directory: str | Path, *args: Any, sections: Mapping[str, str] | None = None, **kwargs: Any
@@ -128,12 +107,7 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         """
         folder = Path(save_directory).expanduser().resolve()
         to_hub = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
-        if isinstance(self.model, DistilledMoE | SparseChronos2Model):
-            self.model.config.chronomoe_format = FORMAT
-        with whole_folder(folder) as scratch:
-            self.model.save_pretrained(scratch, *args, **kwargs)
-            card = model_card(self.model, name=folder.name, sections=sections)
-            (scratch / "README.md").write_text(card, encoding="utf-8")
+        write_checkpoint(self.model, folder, *args, sections=sections, **kwargs)
         if to_hub.pop("push_to_hub", False):
             push_folder(folder, **to_hub)
 
@@ -253,7 +227,7 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         finetune_mode: Literal["full", "lora"] = "full",
         lora_config: "LoraConfig | dict[str, Any] | None" = None,
         context_length: int | None = None,
-        learning_rate: float = 1e-6,
+        learning_rate: float | None = None,
         num_steps: int = 1000,
         batch_size: int = 256,
         output_dir: Path | str | None = None,
@@ -264,17 +238,30 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         disable_data_parallel: bool = True,
         **extra_trainer_kwargs: Any,
     ) -> "ChronoMoEPipeline":
-        """Fine-tune a copy of the model, experts and routers alike, and return it in a new pipeline.
+        """Fine-tune a copy of the model and return it in a new pipeline.
 
-        The arguments are those of ``Chronos2Pipeline.fit``, which does the work for plain Chronos-2 models. Where MoE
-        layers were inserted into a finished model, they alone are tuned. LoRA adapters are merged into the weights at
-        the end. The result is saved to ``output_dir / finetuned_ckpt_name``.
+        The arguments are those of ``Chronos2Pipeline.fit``, which does the work for plain Chronos-2 models. "full"
+        trains all weights, experts and routers alike; where MoE layers were inserted into a finished model, those
+        alone. "lora" (Hu et al., 2021, https://arxiv.org/abs/2106.09685) trains adapters in attention and head, those
+        of every expert of a mixture, and the router of a mixture in full; MoE layers inside a model stay.
+
+        ``learning_rate`` is upstream's 1e-6 unless given, but 1e-3 for inserted layers: they start as the identity, so
+        that they have everything to learn and nothing to lose, and 1e-6 would leave them there.
+
+        The result is saved to ``output_dir / finetuned_ckpt_name``: a checkpoint, or with "lora" the adapters and the
+        name of the checkpoint that they change. Where none holds the model as it was, it is saved beside them, in a
+        folder whose name ends in "-base". ``from_pretrained`` loads and merges both; the pipeline returned is merged
+        already, and its ``save_pretrained`` writes one whole checkpoint.
 
         Raises:
             InputError: the mode does not exist, or the model has none of its kind: see ``training.finetuning``.
         """
         if finetune_mode not in ("full", "lora"):
             raise InputError(f"finetune_mode must be 'full' or 'lora', got {finetune_mode!r}")
+        context_length = context_length or self.model_context_length
+        if learning_rate is None:
+            grown = finetune_mode == "full" and isinstance(self.model, MoEEnhancedChronos2)
+            learning_rate = 1e-3 if grown else 1e-6
         output_dir = Path(output_dir or Path("chronos-2-finetuned") / time.strftime("%Y-%m-%d_%H-%M-%S"))
         arguments: dict[str, Any] = {
             "inputs": inputs,
@@ -282,7 +269,7 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
             "validation_inputs": validation_inputs,
             "finetune_mode": finetune_mode,
             "lora_config": lora_config,
-            "context_length": context_length or self.model_context_length,
+            "context_length": context_length,
             "learning_rate": learning_rate,
             "num_steps": num_steps,
             "batch_size": batch_size,
@@ -292,16 +279,18 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
             "remove_printer_callback": remove_printer_callback,
             "disable_data_parallel": disable_data_parallel,
         }
-        if isinstance(self.model, DistilledMoE | SparseChronos2Model):
-            from chronomoe.training.finetuning import finetune  # brings in transformers.Trainer: slow to import
+        from chronomoe.training.finetuning import extend, finetune  # transformers.Trainer: slow to import
 
+        if isinstance(self.model, DistilledMoE | SparseChronos2Model):
             model = finetune(self.model, **arguments, trainer_options=extra_trainer_kwargs)
         else:
             model = super().fit(**arguments, finetuned_ckpt_name=finetuned_ckpt_name, **extra_trainer_kwargs).model
-            if hasattr(model, "merge_and_unload"):  # upstream hands back the model with its LoRA adapters
-                model = model.merge_and_unload()
+        folder = output_dir / finetuned_ckpt_name
+        if hasattr(model, "merge_and_unload"):  # a peft.PeftModel
+            save_adapters(model, extend(copy.deepcopy(self.model).float(), context_length, prediction_length), folder)
+            return ChronoMoEPipeline(merge(model))
         tuned = ChronoMoEPipeline(model)
-        tuned.save_pretrained(output_dir / finetuned_ckpt_name)
+        tuned.save_pretrained(folder)
         return tuned
 
     def set_routing(

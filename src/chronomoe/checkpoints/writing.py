@@ -4,15 +4,20 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from transformers import PreTrainedModel
 
+from chronomoe.checkpoints.card import model_card
+from chronomoe.checkpoints.checking import FORMAT
 from chronomoe.errors import InputError
+from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.models.sparse.upcycling import SparseChronos2Model
 
 CHECKPOINT_FILES = (
     "*.safetensors",
@@ -87,6 +92,17 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             _replace_content(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_checkpoint(
+    model: PreTrainedModel, folder: Path, *args: Any, sections: Mapping[str, str] | None = None, **kwargs: Any
+) -> None:
+    """Save weights, configuration and card whole or not at all: see ``ChronoMoEPipeline.save_pretrained``."""
+    if isinstance(model, DistilledMoE | SparseChronos2Model):
+        model.config.chronomoe_format = FORMAT
+    with whole_folder(folder) as scratch:
+        model.save_pretrained(scratch, *args, **kwargs)
+        (scratch / "README.md").write_text(model_card(model, name=folder.name, sections=sections), encoding="utf-8")
 
 
 def content(folder: Path) -> list[Path]:

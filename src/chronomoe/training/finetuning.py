@@ -2,7 +2,8 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from transformers.training_args import TrainingArguments
 
 from chronomoe.errors import InputError, extra
+from chronomoe.models.balancing import LossFreeBias
 from chronomoe.models.mixture.mixture import DistilledMoE
-from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
 
 if TYPE_CHECKING:
@@ -27,7 +28,12 @@ if TYPE_CHECKING:
 AUX_WEIGHT = 0.01
 """Of the auxiliary loss of MoE layers; mixtures weight theirs themselves."""
 LOG_STEPS = 100
-LORA_TARGETS = [*(f"self_attention.{name}" for name in "qkvo"), "output_patch_embedding.output_layer"]
+LORA_DEFAULTS: dict[str, Any] = {
+    "r": 8,
+    "lora_alpha": 16,
+    "target_modules": [*(f"self_attention.{name}" for name in "qkvo"), "output_patch_embedding.output_layer"],
+}
+"""Upstream's."""
 
 
 class MoETrainer(Chronos2Trainer):  # type: ignore[misc]
@@ -65,23 +71,17 @@ def finetune(
 ) -> PreTrainedModel:
     """Fine-tune a float32 copy of the model; the arguments are those of ``ChronoMoEPipeline.fit``.
 
-    "full" trains all weights, but only the inserted layers of a ``MoEEnhancedChronos2``. "lora" trains adapters in
-    attention and in the head, and the router of a mixture; experts and routers of MoE layers stay.
+    With "lora", return it as a ``peft.PeftModel``, whose adapters are not merged.
 
     Raises:
-        InputError: the mode is unknown, LoRA is asked for without ``peft`` or for a base that must stay as it is, or
-            it is set up without being asked for.
+        InputError: the mode is unknown, or LoRA is asked for without ``peft``, set up without being asked for, or for
+            weights that it does not reach.
     """
     if finetune_mode not in ("full", "lora"):
         raise InputError(f"finetune_mode must be 'full' or 'lora', got {finetune_mode!r}")
     if finetune_mode == "full" and lora_config is not None:
         raise InputError("lora_config needs finetune_mode='lora', got 'full'")
-    if finetune_mode == "lora" and isinstance(model, MoEEnhancedChronos2):
-        raise InputError(
-            "finetune_mode='lora' changes the base, which stays as it is where MoE layers were inserted; use 'full', "
-            "which trains the inserted layers"
-        )
-    tuned: Any = extend(copy.deepcopy(model).float(), context_length=context_length, horizon=prediction_length)
+    tuned: Any = extend(copy.deepcopy(model).float(), context_length, prediction_length)
     if finetune_mode == "lora":
         tuned = _with_adapters(tuned, lora_config)
 
@@ -135,12 +135,13 @@ def finetune(
         trainer.aux_weight = AUX_WEIGHT
     if remove_printer_callback:
         trainer.pop_callback(PrinterCallback)
-    trainer.train()
-    finished: PreTrainedModel = tuned.merge_and_unload() if finetune_mode == "lora" else tuned
-    return finished.eval()
+    with _still_biases(tuned) if finetune_mode == "lora" else nullcontext():
+        trainer.train()
+    finished: PreTrainedModel = tuned.eval()
+    return finished
 
 
-def extend(model: PreTrainedModel, *, context_length: int, horizon: int) -> PreTrainedModel:
+def extend(model: PreTrainedModel, context_length: int, horizon: int) -> PreTrainedModel:
     """Let a model, or all experts of a mixture, read and forecast at least this many steps in one pass, in place."""
     members: Sequence[PreTrainedModel] = model.experts if isinstance(model, DistilledMoE) else [model]
     for member in members:
@@ -156,14 +157,30 @@ def extend(model: PreTrainedModel, *, context_length: int, horizon: int) -> PreT
     return model
 
 
+@contextmanager
+def _still_biases(model: nn.Module) -> Iterator[None]:
+    """Keep loss-free biases where they are: adapters are saved without buffers, so that a moved one would be lost."""
+    biases = [module for module in model.modules() if isinstance(module, LossFreeBias)]
+    rates = [bias.rate for bias in biases]
+    for bias in biases:
+        bias.rate = 0.0
+    yield
+    for bias, rate in zip(biases, rates, strict=True):
+        bias.rate = rate
+
+
 def _with_adapters(model: PreTrainedModel, config: "LoraConfig | dict[str, Any] | None") -> nn.Module:
     with extra("lora"):
         from peft import LoraConfig, get_peft_model
 
-    if config is None:
-        whole = ["router"] if isinstance(model, DistilledMoE) else None
-        config = LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS, modules_to_save=whole)
-    elif isinstance(config, dict):
-        config = LoraConfig(**config)
-    adapted: nn.Module = get_peft_model(model, config)
+    settings: Any = config if isinstance(config, LoraConfig) else LoraConfig(**config or LORA_DEFAULTS)
+    if getattr(settings, "target_parameters", None):
+        raise InputError(
+            f"LoRA reaches linear layers alone, got target_parameters={settings.target_parameters}; experts and "
+            "routers of MoE layers are single tensors; name linear layers in target_modules, or use 'full'"
+        )
+    if isinstance(model, DistilledMoE) and settings.modules_to_save is None:
+        settings = copy.copy(settings)
+        settings.modules_to_save = ["router"]
+    adapted: nn.Module = get_peft_model(model, settings)
     return adapted

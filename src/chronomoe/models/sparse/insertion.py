@@ -193,6 +193,10 @@ class MoEEnhancedChronos2(SparseChronos2Model):
         """Return the hash of the base's weights, which is that of the model the layers were inserted into."""
         return hash_weights(self.base_parameters())
 
+    def accept_base(self) -> None:
+        """Take the base's weights as they are now for those that stay, as after adapters were merged into them."""
+        self.config.base_sha256, self.config.base_dtype = self.base_hash(), _name(self.dtype)
+
     def inserted_share(self) -> float:
         """Return what a token costs in the inserted layers, as a share of what it costs in the base's encoder.
 
@@ -210,7 +214,7 @@ class MoEEnhancedChronos2(SparseChronos2Model):
         if self._is_comparable():
             self._check_base("insert layers into the changed model instead, or keep the base frozen")
         else:  # drawn afresh, or rounded to a narrower type: another base
-            self.config.base_sha256, self.config.base_dtype = self.base_hash(), _name(self.dtype)
+            self.accept_base()
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def _after_loading(self) -> None:
