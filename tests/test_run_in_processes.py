@@ -3,25 +3,28 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from chronomoe import ChronoMoEPipeline
 from chronomoe.run import RESULTS
+from chronomoe.stages.workspace import MARKER
 
+LATE = Path(__file__).with_name("late_process.py")
 FEW = {"steps": 4, "batch_size": 2, "windows": 8}
 
 
 @pytest.fixture
 def in_two_processes():
-    """Run a command of ours in the processes that torchrun starts; return status and stderr."""
+    """Run a command of ours in the processes that torchrun starts; return status and output."""
 
-    def call(*words):
+    def call(*words, program=("-m", "chronomoe")):
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        command = [*torchrun, "-m", "chronomoe", *map(str, words)]
+        command = [*torchrun, *program, *map(str, words)]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
-        return done.returncode, done.stderr
+        return done.returncode, done.stdout + done.stderr
 
     return call
 
@@ -40,6 +43,7 @@ def test_two_processes_end_a_run_with_one_set_of_files(in_two_processes, recipe,
     joint = {"steps": 2}
     status, err = in_two_processes("run", recipe(budget=FEW, joint=joint), "--out", tmp_path / "run")
     assert status == 0, err
+    assert err.count("report: ") == 1
     promised = {"report.html", "report.md", "config.yaml", "moe", "recommended", "run.json", "stages", *RESULTS}
     assert promised <= {path.name for path in (tmp_path / "run").iterdir()}
     assert not list((tmp_path / "run").rglob("*.partial"))
@@ -50,3 +54,38 @@ def test_growing_in_two_processes_is_refused_before_anything_is_written(refused,
     monkeypatch.setenv("WORLD_SIZE", "2")
     path = recipe(routes=["expand"])
     assert "the route 'expand' runs in one process, got 2" in refused("run", path, "--out", tmp_path / "run")
+
+
+@pytest.fixture
+def compose(in_two_processes, teacher_folder, series_files, tmp_path):
+    """Make a mixture in two processes; return status and output."""
+
+    def call(*options, **how):
+        sizes = ["--horizon", 16, "--context-length", 64, "--windows", 8, "--top-k", 1]
+        words = [f"a={teacher_folder}", f"b={teacher_folder}", "--data", series_files["power"], *sizes, *options]
+        return in_two_processes("compose", *words, "--out", tmp_path / "moe", **how)
+
+    return call
+
+
+def test_a_process_that_starts_when_the_first_has_written_its_result_ends_too(compose, tmp_path):
+    status, err = compose(program=[LATE])
+    assert status == 0, err
+    assert [path.name for path in tmp_path.iterdir()] == ["moe"]
+
+
+def test_what_an_earlier_launch_left_is_not_taken_for_this_one_s(compose, tmp_path):
+    (tmp_path / "moe.work" / "stages" / "router.partial").mkdir(parents=True)
+    (tmp_path / "moe.work" / MARKER).write_text("{}")
+    (tmp_path / "moe.work" / "left-1").touch()
+    status, err = compose()
+    assert status == 0, err
+    assert [path.name for path in tmp_path.iterdir()] == ["moe"]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_what_each_process_would_do_alike_is_refused(refused, monkeypatch, series_files, tmp_path, command):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    data = ["--data", series_files["power"]] if command == "evaluate" else [series_files["power"]]
+    said = refused(command, "tiny", *data, "--horizon", 16, "--out", tmp_path / "found.csv")
+    assert f"{command} runs in one process, got 2; start it without torchrun" in said

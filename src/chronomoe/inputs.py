@@ -18,8 +18,9 @@ from chronomoe.pipeline import load_teacher
 from chronomoe.recipe import DomainConfig, RunConfig
 from chronomoe.stages.budget import Budget, Division
 from chronomoe.stages.mixture import check_select
+from chronomoe.stages.processes import check_one_process, choose_device
 from chronomoe.stages.soft_targets import Material, check_windows, report_skipped, seed_for
-from chronomoe.stages.workspace import Workspace, check_folder, check_one_process
+from chronomoe.stages.workspace import Workspace, check_folder
 from chronomoe.training.distillation import DistilConfig
 
 GENERALIST = "generalist"
@@ -35,11 +36,12 @@ class Inputs:
 
     def __init__(self, config: RunConfig, out: Path, *, console: Console | None = None) -> None:
         check_folder(out)
+        self.device = choose_device(config.device)
         self.config, self._out, self._console = config, out, console
         self.domains = [load(domain) for domain in config.domains]
         self.held_out = [load(domain) for domain in config.held_out]
         self._check_names([domain.name for domain in (*self.domains, *self.held_out)])
-        self.teacher = load_teacher(config.teacher)
+        self.teacher = load_teacher(config.teacher).to(self.device)
         check_windows(config.windows, self.teacher)
         for domain in self.domains:
             TrainingWindows([domain], config.windows, size=1, seed=0)

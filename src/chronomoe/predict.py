@@ -18,6 +18,7 @@ from chronomoe.data.series import TARGET
 from chronomoe.data.soft_targets import revision
 from chronomoe.errors import InputError
 from chronomoe.pipeline import ChronoMoEPipeline
+from chronomoe.stages.processes import check_one_process, choose_device
 from chronomoe.stages.workspace import check_file_out, room, whole_file
 
 
@@ -32,6 +33,7 @@ def predict_file(
     freq: str | None = None,
     levels: Sequence[float] = (0.1, 0.5, 0.9),
     batch_size: int = 256,
+    device: str = "auto",
     console: Console | None = None,
 ) -> int:
     """Forecast every series of a file, write a CSV or Parquet file and return its number of rows.
@@ -49,6 +51,7 @@ def predict_file(
         freq: pandas alias of one step; inferred when None.
         levels: quantile levels.
         batch_size: rows forecast at once.
+        device: see ``choose_device``.
         console: where progress is shown, if it is a terminal; stderr by default.
 
     Raises:
@@ -56,6 +59,8 @@ def predict_file(
     """
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"forecasts are written to a .csv or .parquet file, got {out}")
+    check_one_process("predict")
+    place = choose_device(device)
     check_asked(horizon, levels)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1 row, got {batch_size}")
@@ -75,6 +80,7 @@ def predict_file(
         values_ahead(ahead, first, horizon=horizon)  # refuse before the model is loaded
     first.horizon(horizon)
     pipeline = ChronoMoEPipeline.from_pretrained(model)
+    pipeline.model.to(place)
     files = [file] if future is None else [file, future]
     scratch = out.with_name(f"{out.name}.parts")
     key = content_key(files, revision(pipeline.model), horizon, target, freq, list(levels))

@@ -210,6 +210,8 @@ class RunConfig:
     """What is measured."""
     seed: int = 0
     """Of everything that is random."""
+    device: str = "auto"
+    """Where everything is computed: cpu, cuda, cuda:N, mps, or auto, a CUDA GPU where torch finds one, else the CPU."""
 
     def __post_init__(self) -> None:
         if not self.domains:

@@ -21,19 +21,18 @@ from chronomoe.evaluation.comparison import MIXTURE, Candidate
 from chronomoe.evaluation.tasks import Task, make_task
 from chronomoe.inputs import GENERALIST, Inputs
 from chronomoe.models.student import StudentConfig
-from chronomoe.pipeline import ChronoMoEPipeline
 from chronomoe.recipe import RunConfig, dump
 from chronomoe.report.page import write_report
 from chronomoe.stages.budget import allocate, late_gain
 from chronomoe.stages.evaluation import TEACHER, evaluate_run
 from chronomoe.stages.mixture import joint, route
+from chronomoe.stages.processes import first_process, meet
 from chronomoe.stages.soft_targets import Material, label
 from chronomoe.stages.sparse import expanded_student, learned_targets, upcycled_student
 from chronomoe.stages.students import distil_student, load_student, steps_taken
 from chronomoe.stages.workspace import (
     Report,
     Workspace,
-    first_process,
     stage_key,
     write_atomically,
 )
@@ -106,8 +105,9 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, command
                 write_atomically(work.root / name, (evaluated / name).read_text())
             else:
                 (work.root / name).unlink(missing_ok=True)  # left by a run of other routes
-        write_atomically(work.root / "run.json", json.dumps(_facts(work, command), indent=2))
+        write_atomically(work.root / "run.json", json.dumps(_facts(work, command, str(given.device)), indent=2))
         report = write_report(work.root)
+    meet("run")  # others may read what the first has written
     return report
 
 
@@ -204,7 +204,7 @@ def mixture(given: Inputs, store: Path, students: Mapping[str, Path]) -> Path:
         watched = Material.of(given.domains, config.windows, size=1, seed=0, facts={}).watched()
     routed = route(
         given.work,
-        {name.removeprefix("expert/"): load_student(students[name]) for name in names},
+        {name.removeprefix("expert/"): load_student(students[name], given.device) for name in names},
         TrainingWindows(
             given.domains,
             config.windows,
@@ -231,6 +231,7 @@ def mixture(given: Inputs, store: Path, students: Mapping[str, Path]) -> Path:
         store,
         given.training("joint", config.joint.steps, config.joint.learning_rate),
         expert_learning_rate=config.joint.expert_learning_rate,
+        device=given.device,
     )
 
 
@@ -284,7 +285,9 @@ def expanded(given: Inputs, store: Path, base: Path) -> Grown:
         training=given.training("expanded", plan.steps["layer"], config.learning_rate),
         aux_weight=config.aux_weight,
     )
-    made = expanded_student(given.work, "expanded/student", load_student(base), given.material, store, expansion)
+    made = expanded_student(
+        given.work, "expanded/student", load_student(base, given.device), given.material, store, expansion
+    )
     return Grown(made, plan.training)
 
 
@@ -298,6 +301,7 @@ def evaluate(given: Inputs, trained: dict[str, Path], moe: Path | None, grown: d
         "students": {name: stage_key(path) for name, path in trained.items()},
         "grown": {name: stage_key(made.stage) for name, made in grown.items()},
         "evaluation": asdict(options),
+        "device": str(given.device),
     }
 
     def make(folder: Path, report: Report) -> None:
@@ -347,7 +351,7 @@ def _candidates(
         begun = path.with_name(f"begun-{domain}")
         count = steps_taken(path) + (steps_taken(begun) if kind == "expert" else 0)
         found["expert/generalist" if name == "generalist" else name] = Candidate(
-            model=load_student(path),
+            model=load_student(path, given.device),
             kind="expert" if name == "generalist" else kind.split("-")[0],
             domain=domain or None,
             training=count * price.get(name, usual) / given.budget.operations,
@@ -358,11 +362,11 @@ def _candidates(
         stages = [stage for stage in seconds if stage.startswith(f"{name}/")]
         stages += ["students/dense-start"] if name == "upcycled" else [f"students/{GENERALIST_BASE}"]
         found[name] = Candidate(
-            model=load_student(made.stage), kind=name, training=made.training, core_seconds=spent(*stages)
+            model=load_student(made.stage, given.device), kind=name, training=made.training, core_seconds=spent(*stages)
         )
     if moe is not None:
         found[MIXTURE] = Candidate(
-            model=ChronoMoEPipeline.from_pretrained(moe / "model").model,
+            model=load_student(moe, given.device),
             kind="mixture",
             training=given.config.joint.steps / steps,
             core_seconds=spent("expert-forecasts", "router", "joint"),
@@ -385,13 +389,14 @@ def _curves(trained: dict[str, Path], moe: Path | None, grown: dict[str, Grown])
     return curves
 
 
-def _facts(work: Workspace, command: str) -> dict[str, Any]:
+def _facts(work: Workspace, command: str, device: str) -> dict[str, Any]:
     return {
         "name": work.root.name,
         "seconds": work.seconds,
         "command": command,
         "machine": {
             "cores": os.cpu_count(),
+            "device": device,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "chronos": version("chronos-forecasting"),

@@ -1,12 +1,10 @@
 import errno
 import io
-import threading
 
 import pytest
 from rich.console import Console
 
 from chronomoe.errors import InputError
-from chronomoe.stages import workspace
 from chronomoe.stages.workspace import (
     MARKER,
     Workspace,
@@ -211,27 +209,3 @@ def test_a_log_gets_one_plain_line_for_a_finished_stage(work, make):
     work.stage("a", {}, make)
     work.stage("b", {}, make)
     assert [line.split(":")[0] for line in work.console.file.getvalue().splitlines()] == ["✓ a", "✓ b"]
-
-
-def test_another_process_waits_for_the_first_and_joins_what_all_make(work, make, calls, monkeypatch):
-    follower = Workspace(work.root, console=work.console)
-    joined = threading.Event()
-
-    def together(folder, report):
-        if threading.current_thread() is not threading.main_thread():
-            joined.set()
-        else:
-            assert joined.wait(10)
-            make(folder, report)
-
-    def follow():
-        key = workspace._key_of({"x": 1})
-        folder = work.root / "stages" / "a"
-        follower._follow(folder, folder.with_name("a.partial"), key, together)
-
-    other = threading.Thread(target=follow)
-    other.start()
-    work.stage("a", {"x": 1}, together, together=True)
-    other.join(10)
-    assert not other.is_alive()
-    assert len(calls) == 1

@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 import warnings
+from contextlib import ExitStack, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +16,13 @@ from typer.core import TyperCommand
 from chronomoe import __version__
 from chronomoe.cli.options import (
     DATA_HELP,
+    DEVICE_HELP,
     MODEL_HELP,
     TABLE_HELP,
     BatchSize,
     Cache,
     ContextLength,
+    Device,
     Freq,
     Horizon,
     Known,
@@ -54,12 +57,16 @@ class Command(TyperCommand):
         import transformers
 
         from chronomoe.checkpoints.registration import register
+        from chronomoe.stages.processes import first_process
 
         transformers.logging.disable_progress_bar()  # of loading and saving small files; stages show their own
         transformers.logging.set_verbosity_error()
         huggingface_hub.logging.set_verbosity_error()
         register()
-        return super().invoke(ctx)
+        with ExitStack() as quiet:
+            if not first_process():  # of several, the first alone speaks
+                quiet.enter_context(redirect_stdout(quiet.enter_context(Path(os.devnull).open("w"))))
+            return super().invoke(ctx)
 
 
 def _show_version(wanted: bool) -> bool:
@@ -88,6 +95,7 @@ def run(
     out: Out,
     teacher: Annotated[str | None, typer.Option(help="Use this teacher instead of the recipe's. " + MODEL_HELP)] = None,
     steps: Annotated[int | None, typer.Option(help="Use this many training steps instead of the recipe's.")] = None,
+    device: Annotated[str | None, typer.Option(help="Use this device instead of the recipe's: " + DEVICE_HELP)] = None,
 ) -> None:
     """Distil experts, train the router, evaluate and write a report.
 
@@ -109,6 +117,8 @@ def run(
         config = replace(config, teacher=teacher)
     if steps is not None:
         config = replace(config, budget=replace(config.budget, steps=steps))
+    if device is not None:
+        config = replace(config, device=device)
     report = run_recipe(config, out, console=Console(stderr=True), command=_command())
     print_summary(out)
     print(f"report: {report}")
@@ -119,6 +129,7 @@ def pretrain(
     recipe: Annotated[str, typer.Argument(help="tiny-teacher, or a YAML file with the fields of PretrainConfig.")],
     out: Out,
     steps: Annotated[int | None, typer.Option(help="Use this many steps instead of the recipe's.")] = None,
+    device: Device = "auto",
 ) -> None:
     """Train a Chronos-2 teacher on synthetic series and on the public real ones that the recipe names.
 
@@ -142,7 +153,10 @@ def pretrain(
     if steps is not None:
         config = replace(config, steps=steps)
     pretrain_teacher(
-        config, out, progress=lambda done, total: print(f"corpus: part {done} of {total}", file=sys.stderr)
+        config,
+        out,
+        device=device,
+        progress=lambda done, total: print(f"corpus: part {done} of {total}", file=sys.stderr),
     )
     print(f"saved {out}")
 
@@ -162,6 +176,7 @@ def distil(
     target: Target = None,
     known_covariate: Known = None,
     freq: Freq = None,
+    device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """Distil a teacher into one student for one domain; the student loads in stock Chronos2Pipeline too.
@@ -189,6 +204,7 @@ def distil(
         windows=read_windows(context_length, horizon),
         student=student,
         training=training,
+        device=device,
         console=Console(stderr=True),
     )
     print(f"saved {path}")
@@ -207,6 +223,7 @@ def compose(
     target: Target = None,
     known_covariate: Known = None,
     freq: Freq = None,
+    device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """Make a mixture of trained students: forecast with each once, train the router, save the checkpoint.
@@ -232,6 +249,7 @@ def compose(
         router=RouterTrainingConfig(seed=seed),
         router_windows=windows,
         select=select,
+        device=device,
         console=Console(stderr=True),
     )
     print(f"saved {path}")
@@ -259,6 +277,7 @@ def evaluate(
     seasonality: Annotated[
         int | None, typer.Option(help="Steps of the main period; by default what is usual, such as 24 for hours.")
     ] = None,
+    device: Device = "auto",
 ) -> None:
     """Score checkpoints and the seasonal naive forecast on the last fifth of the series; write one record a line.
 
@@ -276,6 +295,7 @@ def evaluate(
         horizon=horizon,
         context_length=context_length,
         limit=limit,
+        device=device,
     )
     _write_lines(records, out)
     print_records(records)
@@ -297,6 +317,7 @@ def predict(
     freq: Freq = None,
     levels: Annotated[str, typer.Option(help="Quantile levels, separated by commas.")] = "0.1,0.5,0.9",
     batch_size: Annotated[int, typer.Option(help="Series forecast at once.")] = 256,
+    device: Device = "auto",
 ) -> None:
     """Forecast every series of a file.
 
@@ -317,6 +338,7 @@ def predict(
         freq=freq,
         levels=parse_levels(levels),
         batch_size=batch_size,
+        device=device,
     )
     print(f"saved {out}: {rows} rows")
 

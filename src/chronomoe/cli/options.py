@@ -56,6 +56,8 @@ Cache = Annotated[
         help="Folder in which Parquet files larger than memory become memory-mapped ones, to train from.",
     ),
 ]
+DEVICE_HELP = "cpu, cuda, cuda:N, mps, or auto: a CUDA GPU if there is one, else the CPU."
+Device = Annotated[str, typer.Option(help="Where to compute: " + DEVICE_HELP)]
 Seed = Annotated[int, typer.Option(help="Of everything that is random: the same seed gives the same bits.")]
 
 

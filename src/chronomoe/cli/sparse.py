@@ -11,6 +11,7 @@ from chronomoe.cli.options import (
     MODEL_HELP,
     BatchSize,
     ContextLength,
+    Device,
     Freq,
     Horizon,
     Known,
@@ -143,6 +144,7 @@ def expand(
     target: Target = None,
     known_covariate: Known = None,
     freq: Freq = None,
+    device: Device = "auto",
     seed: Seed = 0,
 ) -> None:
     """Add MoE layers to a finished student, one at a time, its own weights frozen (route 3).
@@ -191,6 +193,7 @@ def expand(
         windows=read_windows(context_length, horizon),
         config=config,
         teacher=teacher,
+        device=device,
         console=Console(stderr=True),
     )
     _print_path(path)

@@ -36,7 +36,8 @@ def embed_series(
             target = series[index].target[:, max(0, stops[index] - length) : stops[index]].astype(np.float32)
             rows += [np.pad(row, (length - len(row), 0), constant_values=np.nan) for row in target]
             owner += [index - start] * len(target)
-        context, group = torch.from_numpy(np.stack(rows)), torch.tensor(owner)
+        context = torch.from_numpy(np.stack(rows)).to(teacher.device)
+        group = torch.tensor(owner, device=teacher.device)
         states, *_ = teacher.encode(context, group_ids=group)
         tokens = states[0].float()
         observed = teacher.patch(context).isfinite().any(dim=-1)
@@ -44,7 +45,7 @@ def embed_series(
         seen = torch.cat([observed, always], dim=1)
         pooled = (tokens * seen[..., None]).sum(dim=1) / seen.sum(dim=1, keepdim=True)
         total = pooled.new_zeros(owner[-1] + 1, pooled.shape[1]).index_add(0, group, pooled)
-        means.append(total / torch.bincount(group)[:, None])
+        means.append((total / torch.bincount(group)[:, None]).cpu())
     return torch.cat(means)
 
 

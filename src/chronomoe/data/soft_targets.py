@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from chronomoe.data.windows import Batch, Window, collate, digest, model_inputs
+from chronomoe.data.windows import Batch, Window, collate, digest, model_inputs, to_device
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
 
@@ -111,7 +111,7 @@ class SoftTargetStore:
         batch_size: int = 128,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> "SoftTargetStore":
-        """Ask the teacher once for all windows, in their order, one batch in memory at a time.
+        """Ask the teacher, where it is, once for all windows, in their order, one batch in memory at a time.
 
         An interrupted build continues where it was; a finished one is reused.
 
@@ -148,8 +148,8 @@ class SoftTargetStore:
         for start in range(int((scratch / "done").read_text() or 0), count, batch_size):
             stop = min(start + batch_size, count)
             batch = collate([windows[index] for index in range(start, stop)], patch_size=patch_size)
-            quantiles = live(batch).to(torch.bfloat16).view(torch.int16)
-            values[first[start] : first[stop]] = quantiles.cpu().numpy()
+            quantiles = live(to_device(batch, teacher.device)).to(torch.bfloat16).cpu()
+            values[first[start] : first[stop]] = quantiles.view(torch.int16).numpy()
             digests[start:stop] = batch["digest"].numpy()
             values.flush()
             digests.flush()

@@ -253,6 +253,11 @@ MODEL_INPUTS = ("context", "group_ids", "future_covariates", "num_output_patches
 """Keys of a batch that a model forecasts from."""
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return a batch with its tensors on a device."""
+    return {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+
+
 def model_inputs(batch: Batch) -> Batch:
     """Return what a model forecasts from, without targets and bookkeeping."""
     return {name: batch[name] for name in MODEL_INPUTS if name in batch}

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from chronomoe.data.windows import collate, model_inputs
+from chronomoe.data.windows import collate, model_inputs, to_device
 from chronomoe.evaluation.tasks import Task
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
@@ -37,11 +37,7 @@ def look_inside(model: SparseChronos2Model, tasks: Mapping[str, Task], *, batch_
     for name, task in tasks.items():
         for start in range(0, len(task.windows), batch_size):
             batch = collate(task.windows[start : start + batch_size], patch_size=model.chronos_config.output_patch_size)
-            inputs = {
-                name: value.to(model.device) if isinstance(value, Tensor) else value
-                for name, value in model_inputs(batch).items()
-            }
-            for index, note in enumerate(model(**inputs).moe):
+            for index, note in enumerate(model(**to_device(model_inputs(batch), model.device)).moe):
                 counts[name][index] += _count(
                     note.expert.cpu(),
                     num_experts=layers[index][1].config.num_experts,

@@ -15,16 +15,19 @@ from chronomoe.recipe import dump
 from chronomoe.stages.workspace import room, write_atomically
 
 
-def pretrain_teacher(config: PretrainConfig, out: Path, *, progress: Progress = no_progress) -> ExactChronos2Model:
+def pretrain_teacher(
+    config: PretrainConfig, out: Path, *, device: str = "auto", progress: Progress = no_progress
+) -> ExactChronos2Model:
     """Train a teacher, write its checkpoint and model card to ``out``, and return it; see ``pretrain``.
 
     Args:
         config: the whole run.
         out: a new folder, or that of the same run, which is continued.
+        device: see ``choose_device``.
         progress: told how many of how many parts of the corpus are drawn.
     """
     with room(out.parent, out.name):
-        model = pretrain(config, out, progress=progress)
+        model = pretrain(config, out, device=device, progress=progress)
         if is_first_process():
             sections = card_sections(model, config, corpus=out / "corpus")
             write_atomically(out / "README.md", model_card(model, name=out.name, sections=sections))

@@ -22,6 +22,7 @@ from chronomoe.pretraining.batches import PretrainingBatches
 from chronomoe.pretraining.config import PretrainConfig
 from chronomoe.pretraining.corpus import Progress, build_corpus, no_progress
 from chronomoe.pretraining.trainer import PretrainingTrainer, ValidationBatches, training_arguments
+from chronomoe.stages.processes import choose_device
 from chronomoe.training.trainer import last_checkpoint
 
 QUANTILE_LEVELS = (0.01, *(round(0.05 * step, 2) for step in range(1, 20)), 0.99)
@@ -58,6 +59,7 @@ def pretrain(
     config: PretrainConfig,
     out: Path,
     *,
+    device: str = "auto",
     callbacks: list[TrainerCallback] | None = None,
     progress: Progress = no_progress,
 ) -> ExactChronos2Model:
@@ -76,7 +78,7 @@ def pretrain(
     checkpoints = out / "checkpoints"
     resume = last_checkpoint(checkpoints)
     done = int(resume.rsplit("-", 1)[1]) if resume else 0
-    arguments = training_arguments(config, checkpoints)
+    arguments = training_arguments(config, checkpoints, choose_device(device))
     if resume and (began := _processes_of(Path(resume))) != arguments.world_size:
         raise InputError(
             f"{out} holds a pretraining run of {began} processes, which share out its batches; "

@@ -13,6 +13,7 @@ from chronomoe.data.domains import load_domain
 from chronomoe.data.windows import Batch, EvaluationWindows, WindowConfig, collate, model_inputs
 from chronomoe.pretraining.averaging import averaged_weights
 from chronomoe.pretraining.config import PretrainConfig
+from chronomoe.training.trainer import on_device
 
 
 class ValidationBatches(Dataset[Batch]):
@@ -80,10 +81,10 @@ class PretrainingTrainer(Trainer):
         return metrics
 
 
-def training_arguments(config: PretrainConfig, folder: Path) -> TrainingArguments:
+def training_arguments(config: PretrainConfig, folder: Path, device: torch.device) -> TrainingArguments:
     """Say the run to ``transformers``; checkpoints go to ``folder``."""
     watch = config.validation is None or len(config.validation) > 0
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=config.steps,
         per_device_train_batch_size=1,  # an item is a batch
@@ -111,9 +112,10 @@ def training_arguments(config: PretrainConfig, folder: Path) -> TrainingArgument
         remove_unused_columns=False,
         ignore_data_skip=True,
         ddp_find_unused_parameters=True,  # univariate batches leave group attention's q and k unused
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=device.type == "cpu",
         dataloader_num_workers=config.workers,
         dataloader_prefetch_factor=4 if config.workers else None,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=device.type == "cuda",
         disable_tqdm=False,
     )
+    return on_device(arguments, device)

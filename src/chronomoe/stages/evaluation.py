@@ -12,6 +12,7 @@ from chronos.chronos2 import Chronos2Model
 from jaxtyping import Float
 from rich.console import Console
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from chronomoe.data.domains import Domain
 from chronomoe.data.windows import EvaluationWindows, WindowConfig
@@ -35,7 +36,8 @@ from chronomoe.evaluation.routing import confidence_bins, routing_summary
 from chronomoe.evaluation.tasks import Task, make_task
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
-from chronomoe.pipeline import ChronoMoEPipeline
+from chronomoe.pipeline import load_model
+from chronomoe.stages.processes import check_one_process, choose_device
 from chronomoe.stages.soft_targets import report_skipped
 
 TEACHER, UPSTREAM = "teacher", "teacher, upstream code"
@@ -127,11 +129,11 @@ def timing_context(tasks: Mapping[str, Task]) -> Float[Tensor, "batch time"]:
     return torch.from_numpy(np.stack(padded))
 
 
-def _upstream(teacher: nn.Module) -> Chronos2Model:
+def _upstream(teacher: PreTrainedModel) -> Chronos2Model:
     """Return the teacher as chronos-forecasting runs it."""
     upstream = Chronos2Model(copy.deepcopy(teacher.config))
     upstream.load_state_dict(teacher.state_dict())
-    return upstream.eval()
+    return upstream.to(teacher.device).eval()
 
 
 def evaluate_checkpoints(
@@ -141,6 +143,7 @@ def evaluate_checkpoints(
     horizon: int,
     context_length: int,
     limit: int,
+    device: str = "auto",
     console: Console | None = None,
 ) -> list[dict[str, Any]]:
     """Score checkpoints and the seasonal naive forecast on the test part of some domains.
@@ -151,6 +154,8 @@ def evaluate_checkpoints(
     Raises:
         InputError: the checkpoints forecast other quantile levels, so that their WQL cannot be compared.
     """
+    check_one_process("evaluate")
+    place = choose_device(device)
     names = [domain.name for domain in domains]
     if len(set(names)) < len(names):
         raise InputError(f"every data set needs a name of its own, got {names}; rename a file")
@@ -160,7 +165,7 @@ def evaluate_checkpoints(
     skipped = {domain.name: EvaluationWindows(domain, windows, part="test").skipped for domain in domains}
     report_skipped(console, skipped)
     tasks = {domain.name: make_task(domain, windows, limit=limit) for domain in domains}
-    loaded = {name: ChronoMoEPipeline.from_pretrained(name).model for name in models}
+    loaded = {name: load_model(name).to(place) for name in models}
     levels = {name: tuple(model.chronos_config.quantiles) for name, model in loaded.items()}
     if len(set(levels.values())) > 1:
         counts = ", ".join(f"{name} {len(own)}" for name, own in levels.items())

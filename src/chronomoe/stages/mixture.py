@@ -17,7 +17,8 @@ from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.mixture.mixture import DistilledMoE, MixtureConfig, build_mixture
 from chronomoe.models.mixture.router import RoutingConfig
 from chronomoe.models.sparse.upcycling import check_dense
-from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
+from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
+from chronomoe.stages.processes import choose_device
 from chronomoe.stages.soft_targets import Material, check_windows, report_skipped, validation_windows
 from chronomoe.stages.students import train
 from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for, stage_key
@@ -122,12 +123,13 @@ def joint(
     training: DistilConfig,
     *,
     expert_learning_rate: float,
+    device: torch.device,
 ) -> Path:
     """Fine-tune router and experts together; ``training`` has the router's learning rate."""
     training = replace(training, loss=replace(training.loss, hidden_weight=0.0))  # experts have no layers in common
 
     def build() -> DistilledMoE:
-        model: DistilledMoE = ChronoMoEPipeline.from_pretrained(routed / "model").model
+        model: DistilledMoE = load_model(routed / "model").to(device)
         return model
 
     return train(
@@ -167,6 +169,7 @@ def compose_mixture(
     router: RouterTrainingConfig,
     router_windows: int = 4096,
     select: int | None = None,
+    device: str = "auto",
     console: Console | None = None,
 ) -> Path:
     """Make a mixture of trained students and write its checkpoint to ``out``; resumable until then.
@@ -180,10 +183,12 @@ def compose_mixture(
         router: how the router is trained.
         router_windows: windows it learns from.
         select: keep this many experts, chosen greedily; all when None.
+        device: see ``choose_device``.
         console: for messages.
     """
     check_new(out)
-    members = {name: load_teacher(path) for name, path in experts.items()}
+    place = choose_device(device)
+    members = {name: load_teacher(path).to(place) for name, path in experts.items()}
     for name, model in members.items():
         check_dense(model, what=f"expert {name!r}", remedy="distil a student, or forecast with that checkpoint itself")
     moe = MixtureConfig(routing=routing)

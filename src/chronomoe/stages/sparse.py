@@ -17,9 +17,10 @@ from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.upcycling import Chronos2MoEModel, upcycle
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
+from chronomoe.stages.processes import check_one_process, choose_device
 from chronomoe.stages.soft_targets import Material, check_windows, label, open_store, optional_key, report_skipped
 from chronomoe.stages.students import load_student, train
-from chronomoe.stages.workspace import Report, Workspace, check_new, check_one_process, folder_for, room
+from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for, room
 from chronomoe.training.distillation import DistilConfig
 from chronomoe.training.growing import ExpansionConfig, candidate_places
 from chronomoe.training.growing import expand as grow
@@ -53,7 +54,7 @@ def upcycled_student(
     """
 
     def build() -> ExactChronos2Model:
-        dense = create_student_model(teacher, size) if start is None else load_student(start)
+        dense = create_student_model(teacher, size) if start is None else load_student(start, teacher.device)
         return upcycle(dense, layers)
 
     inputs = {"layers": asdict(layers), "size": asdict(size), "start": optional_key(start), "aux_weight": aux_weight}
@@ -76,7 +77,7 @@ def learned_targets(
 
     inputs = {"layers": asdict(layers), "aux_weight": aux_weight}
     taught = _train(work, "upcycled/teacher", build, material, None, training, inputs, aux_weight)
-    return label(work, "upcycled/soft-targets", load_student(taught), material)
+    return label(work, "upcycled/soft-targets", load_student(taught, teacher.device), material)
 
 
 def _train(
@@ -158,6 +159,7 @@ def expand_checkpoint(
     config: ExpansionConfig,
     teacher: str | None = None,
     pool: int = 8192,
+    device: str = "auto",
     console: Console | None = None,
 ) -> list[dict[str, Any]]:
     """Add MoE layers to a finished student and write it to ``out``; resumable until then.
@@ -170,6 +172,7 @@ def expand_checkpoint(
         config: layers and training.
         teacher: whose forecasts the layers follow as well; None trains on what happened alone.
         pool: training windows.
+        device: see ``choose_device``.
         console: for progress.
 
     Returns:
@@ -177,10 +180,11 @@ def expand_checkpoint(
     """
     check_one_process("expand")
     check_new(out)
-    base = load_teacher(model)
+    place = choose_device(device)
+    base = load_teacher(model).to(place)
     candidate_places(base, config)  # refused before anything is written
     check_windows(windows, base)
-    guide = None if teacher is None else load_teacher(teacher)
+    guide = None if teacher is None else load_teacher(teacher).to(place)
     if guide is not None:
         check_windows(windows, guide)
         check_levels(guide, base)

@@ -15,7 +15,8 @@ from chronomoe.data.domains import Domain
 from chronomoe.data.windows import Window, WindowConfig
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.student import StudentConfig, create_student_model
-from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
+from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
+from chronomoe.stages.processes import choose_device, first_process
 from chronomoe.stages.soft_targets import (
     Material,
     check_windows,
@@ -24,7 +25,7 @@ from chronomoe.stages.soft_targets import (
     optional_key,
     report_skipped,
 )
-from chronomoe.stages.workspace import Report, Workspace, check_new, first_process, folder_for
+from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for
 from chronomoe.training.distillation import DistilConfig, distil, save_curve
 
 Build = Callable[[], ExactChronos2Model]
@@ -98,7 +99,7 @@ def distil_student(
     Args:
         work: the run's folder.
         name: of the student.
-        teacher: what it is cut from.
+        teacher: what it is cut from; the student is trained where it is.
         material: what it learns from.
         soft_targets: the stage of the teacher's forecasts.
         training: steps, rates and losses.
@@ -111,7 +112,7 @@ def distil_student(
 
     def build() -> ExactChronos2Model:
         if start is not None:
-            return load_student(start)
+            return load_student(start, teacher.device)
         return create_student_model(teacher, size, generator=torch.Generator().manual_seed(seed))
 
     return train(
@@ -134,9 +135,9 @@ def distil_student(
     )
 
 
-def load_student(stage: Path) -> ExactChronos2Model:
+def load_student(stage: Path, device: torch.device) -> ExactChronos2Model:
     """Load the model that a stage left."""
-    model: ExactChronos2Model = ChronoMoEPipeline.from_pretrained(stage / "model").model
+    model: ExactChronos2Model = load_model(stage / "model").to(device)
     return model
 
 
@@ -155,6 +156,7 @@ def distil_domain(
     student: str | StudentConfig,
     training: DistilConfig,
     pool: int = 8192,
+    device: str = "auto",
     console: Console | None = None,
 ) -> Path:
     """Distil one student for one domain into ``out``, which is a checkpoint in the end; resumable until then.
@@ -167,10 +169,11 @@ def distil_domain(
         student: a preset or a size.
         training: steps, rates and losses.
         pool: training windows that soft targets are computed for.
+        device: see ``choose_device``.
         console: for progress.
     """
     check_new(out)
-    model = load_teacher(teacher)
+    model = load_teacher(teacher).to(choose_device(device))
     check_windows(windows, model)
     size = student if isinstance(student, StudentConfig) else StudentConfig.preset(student, model)
     count = min(pool, training.steps * training.batch_size)

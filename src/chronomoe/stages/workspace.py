@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,28 +17,17 @@ from safetensors import SafetensorError
 
 from chronomoe.checkpoints.writing import check_parent, content, whole_folder, work_folder
 from chronomoe.errors import InputError
+from chronomoe.stages.processes import first_process, hear, meet, tell
 
 Report = Callable[[int, int], None]
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NO_ROOM_WORDS = ("no space left", "file too large", "file write failed", "unexpected pos")
 """How safetensors and ``torch.save`` say it."""
 MARKER = "chronomoe-run.json"
+MADE = "made"
+"""What the first process says of a stage that it makes, and does not skip."""
 FORMAT = 2
 """Of what stages leave; part of their keys, as the package's version is: an upgrade makes them again."""
-WAIT = 0.2
-"""Seconds between two looks at a stage that another process makes."""
-
-
-def first_process() -> bool:
-    """Whether this is the only process, or the one of several (``torchrun``, ``accelerate``) that writes."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
-def check_one_process(what: str) -> None:
-    """Refuse several processes where their decisions could differ."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count > 1:
-        raise InputError(f"{what} runs in one process, got {count}; start it without torchrun or accelerate launch")
 
 
 class Workspace:
@@ -55,11 +43,12 @@ class Workspace:
         self.root = root
         self.console = console or Console(stderr=True)
         self.seconds: dict[str, float] = {}
+        self._number = 0  # of the stages so far: all processes count alike
+        if not first_process():
+            self.console = Console(quiet=True)
+            return
         with room(root, "the run"):
             root.mkdir(parents=True, exist_ok=True)
-            if not first_process():
-                self.console = Console(quiet=True)
-                return
             (root / MARKER).write_text(json.dumps({"format": 1}))  # first: a kill must not leave a foreign folder
             (root / "stages").mkdir(exist_ok=True)
 
@@ -80,36 +69,36 @@ class Workspace:
         key = _key_of(inputs)
         folder = self.root / "stages" / name
         partial = folder.with_name(folder.name + ".partial")
+        self._number += 1
+        signal = f"{self.root.name}/{self._number}"
         if not first_process():
-            return self._follow(folder, partial, key, make if together else None)
+            if hear(f"{signal}/begun") == MADE and together:
+                make(partial, lambda done, total: None)
+            hear(f"{signal}/done")
+            return folder
         if _key(partial / "stage.json") == key:  # killed between the last write and the rename
             _move(partial, folder)
         if _key(folder / "stage.json") == key:
             self.seconds[name] = json.loads((folder / "stage.json").read_text())["seconds"]
             self.console.print(f"[dim]✓ {name}: unchanged, skipped[/dim]")
+            tell(f"{signal}/begun")
+            tell(f"{signal}/done")
             return folder
         if _key(partial / "started.json") != key:
             shutil.rmtree(partial, ignore_errors=True)
         with room(self.root, f"stage {name!r}"):
             partial.mkdir(parents=True, exist_ok=True)
             (partial / "started.json").write_text(json.dumps({"key": key}))
+            tell(f"{signal}/begun", MADE)
             begin = time.monotonic()
             with self._progress(name) as report:
                 make(partial, report)
             seconds = time.monotonic() - begin
             (partial / "stage.json").write_text(json.dumps({"key": key, "seconds": seconds}))
             _move(partial, folder)
+        tell(f"{signal}/done")
         self.seconds[name] = seconds
         self.console.print(f"[green]✓[/green] {name}: {seconds:.1f} s")
-        return folder
-
-    def _follow(self, folder: Path, partial: Path, key: str, make: Callable[[Path, Report], None] | None) -> Path:
-        """Wait for the first process to finish a stage, taking part in it where all do."""
-        while _key(folder / "stage.json") != key:
-            if make is not None and _key(partial / "started.json") == key:
-                make(partial, lambda done, total: None)
-                make = None
-            time.sleep(WAIT)
         return folder
 
     def publish(self, made: Path, out: Path) -> None:
@@ -217,15 +206,11 @@ def room(folder: Path, what: str) -> Iterator[None]:
 @contextmanager
 def folder_for(out: Path, *, console: Console | None = None) -> Iterator[Workspace]:
     """Give a command the workspace in which it makes ``out``; it stays after a failure, to be continued from."""
-    root = work_folder(out)
-    work = Workspace(root, console=console)
+    work = Workspace(work_folder(out), console=console)
     yield work
-    if not first_process():
-        (root / f"left-{os.environ['RANK']}").touch()
-        return
-    while len(list(root.glob("left-*"))) < int(os.environ.get("WORLD_SIZE", "1")) - 1:
-        time.sleep(WAIT)  # until all have seen the last stage
-    shutil.rmtree(root)
+    meet(f"{work.root.name}/left")
+    if first_process():
+        shutil.rmtree(work.root)
 
 
 def check_file_out(out: Path, *, inputs: Sequence[str | Path]) -> None:
@@ -238,7 +223,10 @@ def check_file_out(out: Path, *, inputs: Sequence[str | Path]) -> None:
 
 
 def check_new(out: Path) -> None:
-    """Refuse an output folder that holds anything, or lies where nothing can be written."""
+    """Refuse an output folder that holds anything, or lies where nothing can be written.
+
+    The first of several processes asks: when another starts, the result may be there already.
+    """
     check_parent(out)
-    if out.expanduser().exists() and content(out.expanduser()):
+    if first_process() and out.expanduser().exists() and content(out.expanduser()):
         raise InputError(f"the output folder {out} is not empty; choose a new one")

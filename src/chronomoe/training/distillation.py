@@ -105,7 +105,7 @@ def distil(
     teacher: ExactChronos2Model | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Curve:
-    """Train a student in place and return its training curve.
+    """Train a student in place, on the device where it is, and return its training curve.
 
     ``folder`` keeps resumable checkpoints: called again after a kill with the same arguments, training continues at
     the last one and ends with the same weights as if it had never stopped. Works in several processes under
@@ -131,6 +131,7 @@ def distil(
         _check_same_width(student, hidden_teacher)
     arguments = training_arguments(
         str(folder),
+        device=student.device,
         max_steps=config.steps,
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
@@ -257,7 +258,7 @@ def select_experts(
     @functools.cache
     def loss_of(team: tuple[int, ...]) -> NDArray[np.float64]:
         loss = quantile_loss(quantiles[:, list(team)].float().mean(dim=1), target, levels=levels)
-        return loss.nanmean(dim=1).double().numpy()
+        return loss.nanmean(dim=1).cpu().double().numpy()
 
     alone = [mixture_loss(loss_of, (index,), domain, top_k=1) for index in range(candidates)]  # decides ties
     chosen: list[int] = []

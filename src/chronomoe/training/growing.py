@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from chronomoe.data.soft_targets import SoftTargets, revision
-from chronomoe.data.windows import Window, collate, digest, model_inputs
+from chronomoe.data.windows import Window, collate, digest, model_inputs, to_device
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.configuration import configuration
@@ -117,7 +117,8 @@ def expand(
         path.append(json.loads((own / "layer.json").read_text()))
         if not path[-1]["kept"]:
             break
-        model, loss = MoEEnhancedChronos2.from_pretrained(own / "model", dtype="auto"), path[-1]["validation"]
+        grown = MoEEnhancedChronos2.from_pretrained(own / "model", dtype="auto").to(base.device)
+        model, loss = grown, path[-1]["validation"]
     progress(search.total, search.total)
     return Expansion(model.eval(), path)
 
@@ -227,7 +228,7 @@ def validation_loss(model: ExactChronos2Model, windows: Dataset[Window], *, batc
     total, steps = 0.0, 0
     gather = functools.partial(collate, patch_size=model.chronos_config.output_patch_size)
     for batch in DataLoader(windows, batch_size=batch_size, collate_fn=gather):
-        moved = {name: value.to(model.device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        moved = to_device(batch, model.device)
         output = model(**model_inputs(moved))
         target, _ = model.instance_norm(moved["future_target"], output.loc_scale)
         quantiles = output.normalized_preds[..., : target.shape[1]].float()

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from chronomoe.data.windows import Window, check_seed, collate, model_inputs
+from chronomoe.data.windows import Window, check_seed, collate, model_inputs, to_device
 from chronomoe.errors import InputError
 from chronomoe.models.balancing import expert_load, load_balancing_loss, z_loss
 from chronomoe.models.configuration import configuration
@@ -34,6 +34,10 @@ class ExpertForecasts(NamedTuple):
     quantiles: Float[Tensor, "row expert quantile horizon"]  # normalised, half precision
     target: Float[Tensor, "row horizon"]  # normalised, NaN where not observed
     domain: Int[Tensor, " row"]
+
+    def to(self, device: torch.device) -> "ExpertForecasts":
+        """Return them on a device."""
+        return ExpertForecasts(*(part.to(device) for part in self))
 
 
 @configuration
@@ -94,7 +98,7 @@ def forecast_with_experts(
     Windows in which no row has a target are left out altogether.
 
     Args:
-        mixture: its experts forecast; its router only describes the series.
+        mixture: its experts forecast, on their device; its router only describes the series.
         windows: numbered from 0 in the order of the data set.
         domain_of: domain of each window.
         batch_size: windows at a time.
@@ -107,7 +111,8 @@ def forecast_with_experts(
     loader = DataLoader(windows, batch_size=batch_size, collate_fn=functools.partial(collate, patch_size=patch_size))
     parts: list[tuple[Tensor, ...]] = []
     first = 0
-    for batch in loader:
+    for loaded in loader:
+        batch = to_device(loaded, mixture.device)
         horizon = batch["future_target"].shape[1]
         forecasts = [expert(**model_inputs(batch)) for expert in mixture.experts]
         target, _ = mixture.instance_norm(batch["future_target"], forecasts[0].loc_scale)
@@ -117,9 +122,10 @@ def forecast_with_experts(
         quantiles = torch.stack([forecast.normalized_preds[..., :horizon] for forecast in forecasts], dim=1)
         features = mixture.router_inputs(batch["context"])
         observed = batch["context"].isfinite().any(dim=1)
-        domain = torch.tensor([domain_of[index] for index in window.tolist()])
+        domain = torch.tensor([domain_of[index] for index in window.tolist()], device=mixture.device)
         members = tuple(part[described] for part in (features, window, observed))
-        parts.append(members + tuple(part[kept] for part in (window, quantiles.half(), target, domain)))
+        rows = tuple(part[kept] for part in (window, quantiles.half(), target, domain))
+        parts.append(tuple(part.cpu() for part in members + rows))
         first += len(batch["window"])
     cached = ExpertForecasts(*(torch.cat(column) for column in zip(*parts, strict=True)))
     windows_kept = cached.group.unique()
@@ -161,6 +167,8 @@ def train_router(
     ``top_k=1``, and the quantile loss of the averaged forecast. Stops early on the validation loss of the mixture as
     it will be used, and keeps the best weights seen, an untrained router's included.
 
+    Trains where the mixture is, whatever device the forecasts are on.
+
     Returns:
         The curve: epoch, training loss, validation loss.
 
@@ -173,7 +181,8 @@ def train_router(
             "set target_weight above 0, or mixture to 'all'"
         )
     router, generator = mixture.router, torch.Generator().manual_seed(config.seed)
-    levels = torch.tensor(mixture.chronos_config.quantiles)
+    train, validation = train.to(mixture.device), validation.to(mixture.device)
+    levels = torch.tensor(mixture.chronos_config.quantiles, device=mixture.device)
     router.standardize_on(train.features)
     losses = _group_mean(expert_losses(train, levels), train.group)
     wanted = target_probability(losses, temperature=config.target_temperature)
@@ -188,7 +197,8 @@ def train_router(
         for epoch in range(config.epochs):
             total = 0.0
             router.train()
-            for chosen in torch.randperm(len(wanted), generator=generator).split(config.batch_size):
+            order = torch.randperm(len(wanted), generator=generator).to(wanted.device)
+            for chosen in order.split(config.batch_size):
                 loss = _router_loss(mixture, _pick(train, chosen), wanted[chosen], levels, config, generator)
                 optimizer.zero_grad()
                 loss.backward()
@@ -212,8 +222,8 @@ def train_router(
 
 def _pick(data: ExpertForecasts, groups: Int[Tensor, " group"]) -> ExpertForecasts:
     """Return some groups, numbered in their order."""
-    number = torch.full((int(data.group.max()) + 1,), -1)
-    number[groups] = torch.arange(len(groups))
+    number = torch.full((int(data.group.max()) + 1,), -1, device=data.group.device)
+    number[groups] = torch.arange(len(groups), device=number.device)
     member, row = number[data.member], number[data.group]
     return ExpertForecasts(
         features=data.features[member >= 0],
@@ -234,7 +244,8 @@ def _router_loss(
     config: RouterTrainingConfig,
     generator: torch.Generator,
 ) -> Tensor:
-    noise = torch.randn(data.features.shape, generator=generator) * config.noise * mixture.router.spread
+    drawn = torch.randn(data.features.shape, generator=generator).to(data.features.device)
+    noise = drawn * config.noise * mixture.router.spread
     score = pool_groups(mixture.router(data.features + noise), group=data.member, observed=data.observed)
     routing = choose(
         score,
@@ -268,6 +279,7 @@ def _router_loss(
 def mixture_quantiles(mixture: DistilledMoE, data: ExpertForecasts) -> Float[Tensor, "row quantile horizon"]:
     """Return the mixture's normalised forecasts as it would make them, from what its experts said."""
     mixture.eval()
+    data = data.to(mixture.device)
     score = pool_groups(mixture.router(data.features), group=data.member, observed=data.observed)
     routing = choose(
         score,
@@ -281,6 +293,7 @@ def mixture_quantiles(mixture: DistilledMoE, data: ExpertForecasts) -> Float[Ten
 
 def mixture_quantile_loss(mixture: DistilledMoE, data: ExpertForecasts) -> float:
     """Mean quantile loss of the mixture, each domain counting alike."""
-    levels = torch.tensor(mixture.chronos_config.quantiles)
+    levels = torch.tensor(mixture.chronos_config.quantiles, device=mixture.device)
+    data = data.to(mixture.device)
     loss = quantile_loss(mixture_quantiles(mixture, data), data.target, levels=levels).nanmean(dim=1)
     return torch.stack([loss[data.domain == place].mean() for place in data.domain.unique()]).mean().item()

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainingArguments
+from transformers.training_args import ParallelMode
 
 from chronomoe.data.soft_targets import SoftTargets
 from chronomoe.data.windows import Batch, model_inputs
@@ -14,6 +15,8 @@ from chronomoe.models.balancing import LossFreeBias
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.student import kept_layers
 from chronomoe.training.losses import LossConfig, LossParts, distillation_loss, hidden_loss
+
+CPU = torch.device("cpu")
 
 
 class Chronos2DistillationTrainer(Trainer):
@@ -152,16 +155,22 @@ def last_checkpoint(folder: Path) -> str | None:
     return None if latest is None else str(latest)
 
 
-def training_arguments(folder: str, **changes: Any) -> TrainingArguments:
-    """Return the arguments that all our trainers share, with changes; nothing is reported to the outside."""
+def training_arguments(folder: str, *, device: torch.device = CPU, **changes: Any) -> TrainingArguments:
+    """Return the arguments that all our trainers share, with changes; nothing is reported to the outside.
+
+    Args:
+        folder: for checkpoints.
+        device: where the model is, and stays.
+        **changes: of ``TrainingArguments``.
+    """
     settings: dict[str, Any] = {
         "output_dir": folder,
         "report_to": "none",
         "remove_unused_columns": False,
         "label_names": ["future_target"],
         "prediction_loss_only": True,
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type == "cuda",
         "ddp_find_unused_parameters": True,  # univariate batches leave group attention's q and k unused
         "optim": "adamw_torch_fused",
         "adam_beta2": 0.98,
@@ -169,4 +178,18 @@ def training_arguments(folder: str, **changes: Any) -> TrainingArguments:
         "save_total_limit": 1,
         "disable_tqdm": True,
     }
-    return TrainingArguments(**(settings | changes))
+    return on_device(TrainingArguments(**(settings | changes)), device)
+
+
+def on_device(arguments: TrainingArguments, device: torch.device) -> TrainingArguments:
+    """Let a trainer use this one device, where ``transformers`` takes the first of its kind, or all in turns.
+
+    Of several processes each already has its own.
+    """
+    if arguments.parallel_mode == ParallelMode.DISTRIBUTED:
+        return arguments
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # accelerate's "cuda" is the current one
+    arguments.__dict__["_setup_devices"] = device  # what ``arguments.device`` found out
+    arguments._n_gpu = int(device.type != "cpu")
+    return arguments

@@ -367,7 +367,7 @@ def build_mixture(
     *,
     num_experts_per_tok: int | None = None,
 ) -> DistilledMoE:
-    """Make a mixture of trained students with an untrained router.
+    """Make a mixture of trained students with an untrained router, of the type and on the device of the first.
 
     Args:
         experts: models or their pipelines, by name; the name "generalist" makes that one the fallback. Those of a list
@@ -393,5 +393,7 @@ def build_mixture(
     mixture = DistilledMoE(DistilledMoEConfig(experts=cores, expert_names=names, moe=asdict(config)))
     for own, expert in zip(mixture.experts, members.values(), strict=True):
         own.load_state_dict(expert.state_dict())
-    cast_parameters(mixture, next(iter(members.values())).dtype)
+    first = next(iter(members.values()))
+    cast_parameters(mixture, first.dtype)
+    mixture.to(first.device)
     return mixture

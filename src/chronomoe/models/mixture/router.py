@@ -82,7 +82,8 @@ def choose(
         raise InputError("fallback 'generalist' needs a mixture with a generalist among its experts")
     score_now = score.float()  # half precision ties experts
     if training and config.gumbel:
-        uniform = torch.rand(score.shape, generator=generator, device=score.device, dtype=torch.float32)
+        source = score.device if generator is None else generator.device
+        uniform = torch.rand(score.shape, generator=generator, device=source, dtype=torch.float32).to(score.device)
         score_now = score_now - (-uniform.clamp(1e-9, 1 - 1e-7).log()).log()
     logit = score_now / config.temperature
     prob = logit.softmax(dim=-1)
