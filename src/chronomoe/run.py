@@ -30,12 +30,7 @@ from chronomoe.stages.processes import first_process, meet
 from chronomoe.stages.soft_targets import Material, label
 from chronomoe.stages.sparse import expanded_student, learned_targets, upcycled_student
 from chronomoe.stages.students import distil_student, load_student, steps_taken
-from chronomoe.stages.workspace import (
-    Report,
-    Workspace,
-    stage_key,
-    write_atomically,
-)
+from chronomoe.stages.workspace import Report, Workspace, stage_key, write_atomically
 from chronomoe.training.growing import ExpansionConfig
 
 RESULTS = (
@@ -394,9 +389,9 @@ def _facts(work: Workspace, command: str, device: str) -> dict[str, Any]:
         "name": work.root.name,
         "seconds": work.seconds,
         "command": command,
+        "device": device,
         "machine": {
             "cores": os.cpu_count(),
-            "device": device,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "chronos": version("chronos-forecasting"),
