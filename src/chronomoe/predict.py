@@ -76,7 +76,7 @@ def predict_file(
     if first is None:
         raise InputError(f"{str(file)!r} has no series with a value")
     if ahead is not None:
-        ahead = read_future(ahead, only=first.facts.item_ids[0] if len(first) == 1 else None)
+        ahead = read_future(ahead, only=str(first.facts.item_ids[0]) if len(first) == 1 else None)
         values_ahead(ahead, first, horizon=horizon)  # refuse before the model is loaded
     first.horizon(horizon)
     pipeline = ChronoMoEPipeline.from_pretrained(model)

@@ -6,6 +6,7 @@ import pytest
 
 from chronomoe.data.frames import frame_to_series, is_wide, to_long
 from chronomoe.data.frequency import default_seasonality
+from chronomoe.data.intake import Wish
 from chronomoe.data.series import Series
 from chronomoe.errors import InputError
 from sample_series import series_to_frame
@@ -82,7 +83,7 @@ def test_a_wide_frame_gives_the_series_of_its_long_form():
     wide = wide_frame()
     assert is_wide(wide)
     assert not is_wide(long_frame())
-    for one, other in zip(frame_to_series(wide), frame_to_series(to_long(wide)), strict=True):
+    for one, other in zip(frame_to_series(wide), frame_to_series(to_long(wide, Wish())), strict=True):
         assert (one.item_id, one.start, one.freq) == (other.item_id, other.start, other.freq)
         np.testing.assert_array_equal(one.target, other.target)
 

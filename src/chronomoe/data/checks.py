@@ -41,22 +41,14 @@ def similar(name: str, found: Iterable[str]) -> str | None:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Check that every column has a name of its own.
-
-    Raises:
-        InputError: a name is used more than once.
-    """
+    """Refuse names that are used more than once."""
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InputError(f"every column needs a name of its own, used more than once: {listed(twice)}")
 
 
 def check_columns(wanted: Sequence[str], found: Sequence[str]) -> None:
-    """Check that every wanted column is there.
-
-    Raises:
-        InputError: one is missing; the message names the nearest one found.
-    """
+    """Refuse a missing column; the message names the nearest one found."""
     for name in wanted:
         if name in found:
             continue
@@ -67,11 +59,7 @@ def check_columns(wanted: Sequence[str], found: Sequence[str]) -> None:
 
 
 def check_known(known: Sequence[str], covariates: Iterable[str]) -> None:
-    """Check that the known covariates are covariates.
-
-    Raises:
-        InputError: one is not; the message names the nearest covariate.
-    """
+    """Refuse known covariates that are no covariates; the message names the nearest one."""
     names = list(covariates)
     for name in known:
         if name not in names:
@@ -84,10 +72,9 @@ def check_known(known: Sequence[str], covariates: Iterable[str]) -> None:
 _OTHER_NOTATION = r"\s*-?\d{1,3}([., ]?\d{3})*[.,]\d+\s*"
 
 
-def refuse_text(column: str, value: object, *, row: int | None = None) -> InputError:
-    """Return the error for a column of text."""
-    where = f"{value!r}" if row is None else f"{value!r} in row {row}"
-    if re.fullmatch(_OTHER_NOTATION, str(value)):
+def refuse_text(column: str, what: str, *, example: object = None) -> InputError:
+    """Return the error for a column that holds ``what`` instead of numbers."""
+    if re.fullmatch(_OTHER_NOTATION, str(example)):
         remedy = (
             "these look like numbers with a decimal comma or thousands separators: read them with "
             "pd.read_csv(path, decimal=',') or pd.read_csv(path, thousands=',')"
@@ -99,7 +86,7 @@ def refuse_text(column: str, value: object, *, row: int | None = None) -> InputE
             "drop the column, or if it is a covariate encode categories as numbers, "
             f"for example frame[{column!r}].astype('category').cat.codes"
         )
-    return InputError(f"column {column!r} must hold numbers, got {where}; {remedy}")
+    return InputError(f"column {column!r} must hold numbers, got {what}; {remedy}")
 
 
 def as_numbers(column: pd.Series) -> NDArray[np.floating[Any]]:
@@ -113,23 +100,22 @@ def as_numbers(column: pd.Series) -> NDArray[np.floating[Any]]:
     name = str(column.name)
     if isinstance(column.dtype, pd.CategoricalDtype):
         column = column.astype(column.dtype.categories.dtype)
+    time = types.is_datetime64_any_dtype(column.dtype) or types.is_timedelta64_dtype(column.dtype)
+    if time or types.is_complex_dtype(column.dtype):
+        value = str(column.iloc[0]) if time else column.iloc[0]
+        raise refuse_text(name, f"{value!r} in row 0", example=value)
     if not types.is_numeric_dtype(column.dtype):
-        if types.is_datetime64_any_dtype(column.dtype) or types.is_timedelta64_dtype(column.dtype):
-            raise refuse_text(name, str(column.iloc[0]), row=0)
         numbers = pd.to_numeric(column, errors="coerce")
         wrong = np.flatnonzero((numbers.isna() & column.notna()).to_numpy())
         if len(wrong):
-            row = int(wrong[0])
-            value = column.iloc[row]
+            row, value = int(wrong[0]), column.iloc[wrong[0]]
             if isinstance(value, str) and numbers.notna().any() and not re.fullmatch(_OTHER_NOTATION, value):
                 raise InputError(
                     f"column {name!r} mixes numbers and text: row {row} (counted from 0) holds {value!r}; "
                     "make it a number, or leave it empty where the value is missing"
                 )
-            raise refuse_text(name, value, row=row)
+            raise refuse_text(name, f"{value!r} in row {row}", example=value)
         column = numbers
-    if types.is_complex_dtype(column.dtype):
-        raise refuse_text(name, column.iloc[0], row=0)
     narrow = column.dtype in (np.float32, np.float16, bool)
     return column.to_numpy(dtype=np.float32 if narrow else np.float64, na_value=np.nan)
 
@@ -146,8 +132,8 @@ def as_timestamps(column: pd.Series) -> pd.DatetimeIndex:
         column = _from_numbers(column)
     elif not types.is_datetime64_any_dtype(column.dtype):
         text = column.astype(str)
-        digits = text.str.fullmatch(r"\d{6,}").all() and not types.is_bool_dtype(column.dtype)
-        column = _from_numbers(pd.Series(pd.to_numeric(text), name=column.name)) if digits else _parse_times(column)
+        digits = text.str.fullmatch(r"\d{6,}").all()
+        column = _from_numbers(pd.to_numeric(text)) if digits else _parse_times(column)
     index = pd.DatetimeIndex(column)
     if index.hasnans:
         row = int(np.flatnonzero(index.isna())[0])
@@ -200,33 +186,29 @@ def _parse_times(column: pd.Series) -> pd.Series:
             f"column {column.name!r} has years of two digits, which can be read in more than one way: "
             f"{column.iloc[short[0]]!r} in row {short[0]} (counted from 0); write them as in ISO 8601, 2024-01-31 12:00"
         )
-    ways: list[dict[str, Any]] = [{"format": "ISO8601"}, {"dayfirst": False}, {"dayfirst": True}]
-    if text.str.match(r"\s*\d{4}").any():  # the year comes first
-        ways.pop()
-    readings = []
-    for options in ways:
-        reading = _read_times(column, options)
-        if reading is not None:
-            readings.append(reading)
-            if "format" in options:
-                return reading
-    if len(readings) == 2 and not readings[0].equals(readings[1]):
-        row = int(np.flatnonzero((readings[0] != readings[1]).to_numpy())[0])
+    times = _read_times(column, format="ISO8601")
+    if times is not None:
+        return times
+    year_first = text.str.match(r"\s*\d{4}").any()
+    month_first = _read_times(column, dayfirst=False)
+    day_first = None if year_first else _read_times(column, dayfirst=True)
+    if month_first is not None and day_first is not None and not month_first.equals(day_first):
+        row = int(np.flatnonzero((month_first != day_first).to_numpy())[0])
         raise InputError(
             f"column {column.name!r} can be read with the day or the month first: {column.iloc[row]!r} in row {row} "
             "(counted from 0); write times as in ISO 8601, 2024-01-31 12:00"
         )
-    if readings:
-        return readings[0]
-    wrong = np.flatnonzero((pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601").isna()).to_numpy())
-    row = int(wrong[0])
+    times = day_first if month_first is None else month_first
+    if times is not None:
+        return times
+    row = int(np.flatnonzero(pd.to_datetime(column, utc=True, errors="coerce", format="ISO8601").isna().to_numpy())[0])
     raise InputError(
         f"column {column.name!r} must hold dates or times in one format, best ISO 8601 (2024-01-31 12:00), "
         f"got {column.iloc[row]!r} in row {row} (counted from 0)"
     )
 
 
-def _read_times(column: pd.Series, options: dict[str, Any]) -> pd.Series | None:
+def _read_times(column: pd.Series, **options: Any) -> pd.Series | None:
     for utc in (False, True):  # in UTC where the offset from it changes
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", category=UserWarning)  # pandas on guessing a format
@@ -241,58 +223,11 @@ def _read_times(column: pd.Series, options: dict[str, Any]) -> pd.Series | None:
     return None
 
 
-def check_increasing(rows: Rows) -> None:
-    """Check that timestamps strictly increase within each series.
-
-    Raises:
-        InputError: they do not; the message names the item and the first timestamp at fault.
-    """
-    steps = np.diff(rows.timestamps.asi8)
-    wrong = np.flatnonzero((steps <= 0) & rows.follows())
-    if len(wrong) == 0:
-        return
-    row = int(wrong[0]) + 1
-    if steps[row - 1] == 0:
-        raise InputError(
-            f"duplicated timestamp: {rows.place(row)}; keep one row for each time of an item, "
-            f"for example frame.drop_duplicates(['{ITEM_ID}', '{TIMESTAMP}'])"
-        )
-    raise InputError(
-        f"unsorted timestamps: {rows.place(row)} comes after {rows.timestamps[row - 1]}; "
-        f"sort the frame, for example frame.sort_values(['{ITEM_ID}', '{TIMESTAMP}'])"
-    )
-
-
 def check_finite(name: str, values: NDArray[np.floating[Any]], rows: Rows) -> None:
-    """Check that no value is infinite or beyond float32; NaN, a missing value, is fine.
-
-    Raises:
-        InputError: one is; the message names the column, the item and the row.
-    """
+    """Refuse values that are infinite or beyond float32; NaN, a missing value, is fine."""
     wrong = np.flatnonzero(np.abs(values) > np.finfo(np.float32).max)
     if len(wrong):
         raise InputError(
             f"column {name!r} must hold finite float32 numbers or NaN for missing ones, got "
             f"{values[wrong[0]]} for {rows.place(int(wrong[0]))}; replace it, for example by NaN"
-        )
-
-
-def with_values(target: NDArray[np.floating[Any]], rows: Rows) -> NDArray[np.int64]:
-    """Return the numbers of the series that have at least one target value, ``target`` being ``(variate, row)``."""
-    observed = ~np.isnan(target).all(axis=0)
-    return np.flatnonzero(np.bincount(rows.item()[observed], minlength=len(rows.item_ids)))
-
-
-def report_dropped(dropped: Sequence[str], total: int) -> None:
-    """Warn about series that were left out because every target value is missing.
-
-    Raises:
-        InputError: nothing is left.
-    """
-    if len(dropped) == total:
-        raise InputError(f"at least one series must have a target value, all {total} hold only missing values")
-    if dropped:
-        warnings.warn(
-            f"dropped {len(dropped)} of {total} series, their target holds only missing values: {listed(dropped)}",
-            stacklevel=3,
         )

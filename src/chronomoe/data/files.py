@@ -16,7 +16,7 @@ from chronomoe.data.checks import check_names, listed, one_line
 from chronomoe.data.frames import frame_to_rows
 from chronomoe.data.intake import Intake, Wish, dataset_to_series, take_in
 from chronomoe.data.json_lines import METADATA, json_lines_to_rows
-from chronomoe.data.parquet import batch_to_rows, batches, can_stream, has_lists, mapped, stands_together
+from chronomoe.data.parquet import batches, can_stream, has_lists, mapped, scattered
 from chronomoe.data.series import ITEM_ID, TARGET
 from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
@@ -36,13 +36,9 @@ def suffix_of(path: Path) -> str:
 
 
 def check_file(path: Path) -> None:
-    """Check that a file or folder is there.
-
-    Raises:
-        InputError: it is not; the message names the nearest existing folder.
-    """
+    """Refuse a file or folder that is not there; the message names the nearest folder that is."""
     if not path.exists():
-        parent = next(folder for folder in (*path.absolute().parents,) if folder.exists())
+        parent = next(folder for folder in path.absolute().parents if folder.exists())
         raise InputError(f"no file or folder {str(path)!r}; the nearest folder that exists is {str(parent)!r}")
 
 
@@ -94,31 +90,26 @@ def stream_series(
     """
     wish = Wish.of(target, known_covariates, freq)
     tables = list(_tables(path).values())
-    if len(tables) == 1 and can_stream(tables[0]) and stands_together(tables[0]):
+    if len(tables) == 1 and can_stream(tables[0]) and scattered(tables[0]) is None:
         intake = Intake(wish)
-        for batch in batches(tables[0]):
-            rows = batch_to_rows(batch, wish)
+        for rows in batches(tables[0], wish):
             facts = intake.check(rows)
             if len(facts.item_ids) and intake.layout is not None:
                 yield SeriesTable([rows], facts, intake.layout)
         intake.report()
         return
     whole = read_series(path, target=target, known_covariates=known_covariates, freq=freq)
-    steps = np.cumsum(whole.lengths)
+    steps = np.cumsum(whole.facts.lengths)
     first = 0
     while first < len(whole):
-        before = int(steps[first - 1]) if first else 0
+        before = steps[first - 1] if first else 0
         last = max(first + 1, int(np.searchsorted(steps, before + parquet.BATCH_ROWS, side="right")))
         yield whole[first:last]
         first = last
 
 
 def _tables(path: Path) -> dict[str, list[Path]]:
-    """Return the files of each table that a path holds, by the name that item ids begin with where there are several.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Return the files of each table that a path holds, by the name that its item ids begin with beside others."""
     check_file(path)
     if not path.is_dir() and not suffix_of(path):
         raise _refuse_suffix(path, SUFFIXES)
@@ -136,14 +127,14 @@ def _tables(path: Path) -> dict[str, list[Path]]:
 def _read(files: Sequence[Path], wish: Wish, cache: str | os.PathLike[str] | None) -> SeriesTable:
     """Read files of one format as one table."""
     if _is_saved(files[0]):
-        return dataset_to_series(load_saved(files[0]), target=wish.target, known_covariates=wish.known, freq=wish.freq)
+        return dataset_to_series(_load_saved(files[0]), target=wish.target, known_covariates=wish.known, freq=wish.freq)
     if suffix_of(files[0]) in JSON_SUFFIXES:
         found = [json_lines_to_rows(file, wish) for file in files]
         return take_in([table for table, _ in found], found[0][1])
     if cache is not None and can_stream(files):
         return mapped(files, wish, Path(cache))
     if has_lists(files):
-        return take_in(batches(files), wish)
+        return take_in(batches(files, wish), wish)
     frames = [read_table(file) for file in files]
     return take_in([frame_to_rows(frames[0] if len(frames) == 1 else pd.concat(frames), wish)], wish)
 
@@ -156,18 +147,15 @@ def read_table(path: Path) -> pd.DataFrame:
     """
     check_file(path)
     suffix = suffix_of(path)
+    if suffix not in CSV_SUFFIXES + parquet.SUFFIXES:
+        raise _refuse_suffix(path, CSV_SUFFIXES + parquet.SUFFIXES)
     try:
-        if suffix in CSV_SUFFIXES:
-            return _read_csv(path)
-        if suffix in parquet.SUFFIXES:
-            return pd.read_parquet(path)
+        return _read_csv(path) if suffix in CSV_SUFFIXES else pd.read_parquet(path)
     except pd.errors.EmptyDataError:
         raise InputError(f"{str(path)!r} is empty") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{str(path)!r} cannot be read as {suffix}: {one_line(error)}; save it in UTF-8") from None
-    except (pd.errors.ParserError, EOFError, OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{str(path)!r} cannot be read as {suffix}: {one_line(error)}") from None
-    raise _refuse_suffix(path, CSV_SUFFIXES + parquet.SUFFIXES)
+    except (UnicodeDecodeError, pd.errors.ParserError, EOFError, OSError, pa.ArrowInvalid) as error:
+        remedy = "; save it in UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+        raise InputError(f"{str(path)!r} cannot be read as {suffix}: {one_line(error)}{remedy}") from None
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
@@ -195,12 +183,8 @@ def _read_csv(path: Path) -> pd.DataFrame:
             ) from None
 
 
-def load_saved(folder: Path) -> datasets.Dataset:
-    """Open a folder that ``Dataset.save_to_disk`` wrote; of several splits, the one named ``train`` or the only one.
-
-    Raises:
-        InputError: it holds several splits and none is ``train``, or it is damaged.
-    """
+def _load_saved(folder: Path) -> datasets.Dataset:
+    """Open a folder that ``Dataset.save_to_disk`` wrote."""
     try:
         found = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, pa.ArrowInvalid) as error:
@@ -209,11 +193,7 @@ def load_saved(folder: Path) -> datasets.Dataset:
 
 
 def only_split(found: Mapping[str, datasets.Dataset], name: str) -> datasets.Dataset:
-    """Return the split ``train``, or the only one.
-
-    Raises:
-        InputError: there are several and none is ``train``.
-    """
+    """Return the split ``train``, or the only one; refuse others."""
     if "train" in found:
         return found["train"]
     if len(found) == 1:
@@ -240,12 +220,7 @@ def _is_table(folder: Path, files: Sequence[Path]) -> bool:
 
 def _entries(folder: Path) -> list[Path]:
     """Return the readable files and `datasets` folders of a folder, in order of name, numbers by value."""
-    inside = sorted(
-        folder.iterdir(),
-        key=lambda entry: [
-            (len(word), word) if word.isdigit() else (0, word) for word in re.split(r"(\d+)", entry.name)
-        ],
-    )
+    inside = sorted(folder.iterdir(), key=lambda entry: re.sub(r"\d+", lambda number: number[0].zfill(20), entry.name))
     files = [
         entry
         for entry in inside

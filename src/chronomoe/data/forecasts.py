@@ -7,14 +7,13 @@ import numpy as np
 import pandas as pd
 import torch
 from chronos.chronos2.dataset import PreparedInput
-from chronos.chronos2.preprocess import from_data_frame
 from numpy.typing import NDArray
 
 from chronomoe.data.checks import as_numbers, as_timestamps, check_columns, check_finite, check_names
 from chronomoe.data.frames import DATE, ONLY_ITEM, frame_to_rows, tidy, to_long
 from chronomoe.data.frequency import Rows
 from chronomoe.data.intake import Wish, take_in
-from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
+from chronomoe.data.series import ITEM_ID, TIMESTAMP, Series
 from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
 
@@ -32,11 +31,7 @@ class Unit(NamedTuple):
 
 
 def check_asked(horizon: int, levels: Sequence[float], context_length: int | None = None) -> None:
-    """Check what is asked of a forecast.
-
-    Raises:
-        InputError: a number of steps is below 1, or quantile levels do not lie between 0 and 1, each given once.
-    """
+    """Refuse numbers of steps below 1, and quantile levels that do not lie between 0 and 1, each given once."""
     for name, steps in (("horizon", horizon), ("context_length", context_length)):
         if steps is not None and steps < 1:
             raise InputError(f"{name} must be at least 1 step, got {steps}")
@@ -82,14 +77,12 @@ def forecast(
         InputError: a forecast step lies after the year 2262.
     """
     times = table.layout.clock.show(table.horizon(horizon))
-    inputs, units = [], []
-    for index in range(len(table)):
-        known = {} if ahead is None else {name: values[index] for name, values in ahead.items()}
-        prepared, unit = _prepare(table, index, known, horizon=horizon, context_length=context_length)
-        inputs.append(prepared)
-        units.append(unit)
+    known = [{name: values[index] for name, values in (ahead or {}).items()} for index in range(len(table))]
+    prepared = [
+        _prepare(*pair, horizon=horizon, context_length=context_length) for pair in zip(table, known, strict=True)
+    ]
     quantiles, medians = predict_quantiles(
-        inputs,
+        [inputs for inputs, _ in prepared],
         prediction_length=horizon,
         quantile_levels=list(levels),
         limit_prediction_length=False,
@@ -97,14 +90,14 @@ def forecast(
         **options,
     )
     values = np.concatenate([torch.stack(medians).numpy()[..., None], torch.stack(quantiles).numpy()], axis=-1)
-    size = np.stack([unit.size for unit in units])[:, :, None, None]
-    level = np.stack([unit.level for unit in units])[:, :, None, None]
+    size = np.stack([unit.size for _, unit in prepared])[:, :, None, None]
+    level = np.stack([unit.level for _, unit in prepared])[:, :, None, None]
     found = values * size + level  # series, variate, step, median and levels
     names = table.layout.names
     steps = np.arange(len(times)).reshape(len(table), 1, horizon).repeat(len(names), axis=1).ravel()
     return pd.DataFrame(
         {
-            ITEM_ID: np.array(table.facts.item_ids, dtype=object).repeat(horizon * len(names)),
+            ITEM_ID: table.facts.item_ids.repeat(horizon * len(names)),
             TIMESTAMP: times[steps],
             "target_name": np.tile(np.array(names, dtype=object).repeat(horizon), len(table)),
             **dict(zip(["predictions", *map(str, levels)], found.reshape(len(steps), -1).T, strict=True)),
@@ -113,14 +106,8 @@ def forecast(
 
 
 def _prepare(
-    table: SeriesTable,
-    index: int,
-    known: Mapping[str, NDArray[np.floating[Any]]],
-    *,
-    horizon: int,
-    context_length: int,
+    series: Series, known: Mapping[str, NDArray[np.floating[Any]]], *, horizon: int, context_length: int
 ) -> tuple[PreparedInput, Unit]:
-    series = table[index]
     past_only = [name for name in series.covariates if name not in known]
     covariates = [series.covariates[name] for name in (*past_only, *known)]
     rows = np.concatenate([series.target, *(values[None] for values in covariates)])[:, -context_length:]
@@ -137,6 +124,11 @@ def _prepare(
         n_future_covariates=len(known),
     )
     return prepared, Unit(unit.level[:count], unit.size[:count])
+
+
+def known_names(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Return the known covariates that a frame of future values has."""
+    return tuple(name for name in tidy(frame).columns if name not in (ITEM_ID, TIMESTAMP, DATE))
 
 
 def read_future(frame: pd.DataFrame, *, only: str | None) -> pd.DataFrame:
@@ -156,70 +148,67 @@ def read_future(frame: pd.DataFrame, *, only: str | None) -> pd.DataFrame:
     check_columns([ITEM_ID, TIMESTAMP], list(frame.columns))
     if len(frame.columns) < 3:
         raise InputError("a frame of future values needs a column for at least one known covariate, got none")
-    return frame.assign(**{TIMESTAMP: as_timestamps(frame[TIMESTAMP])})
+    return frame.assign(item_id=frame[ITEM_ID].astype(str), timestamp=as_timestamps(frame[TIMESTAMP]))
 
 
-def known_names(frame: pd.DataFrame) -> tuple[str, ...]:
-    """Return the known covariates that a frame of future values has."""
-    return tuple(name for name in tidy(frame).columns if name not in (ITEM_ID, TIMESTAMP, DATE))
-
-
-def rows_ahead(future: pd.DataFrame, table: SeriesTable, *, horizon: int, trusted: bool = False) -> NDArray[np.int64]:
-    """Return the row of ``future`` for every forecast step of every series; rows of other times and items are ignored.
+def values_ahead(future: pd.DataFrame, table: SeriesTable, *, horizon: int, trusted: bool = False) -> Ahead:
+    """Return the known covariates of the forecast steps; rows of other times and items are ignored.
 
     Args:
         future: of ``read_future``.
         table: the past.
         horizon: steps to forecast.
-        trusted: take the first rows of each item whatever their times.
+        trusted: take the first rows of each item whatever their times, and any value.
 
     Raises:
-        InputError: a step is missing; the message names the item and what is there.
+        InputError: a step is missing, or given twice, or a value is not a finite number.
     """
-    item_ids, count = table.facts.item_ids, len(table)
-    codes = pd.Index(item_ids).get_indexer(pd.Index(future[ITEM_ID].astype(str)))
-    times = table.layout.clock.read(pd.DatetimeIndex(future[TIMESTAMP])).asi8
-    order = np.lexsort([times, codes])
-    order = order[codes[order] >= 0]
-    wanted = table.horizon(horizon).asi8.reshape(count, horizon)
+    item_ids, steps = table.facts.item_ids, table.horizon(horizon)
+    times = pd.Series(table.layout.clock.read(pd.DatetimeIndex(future[TIMESTAMP])), index=future.index)
+    keys: tuple[Any, Any] = (steps, times)
     if trusted:
-        first = np.cumsum(np.bincount(codes[order], minlength=count)) - np.bincount(codes[order], minlength=count)
-        inside = np.arange(len(order)) - first[codes[order]] < horizon
-    else:
-        inside = (times[order] >= wanted[codes[order], 0]) & (times[order] <= wanted[codes[order], -1])
-    found = order[inside]
-    counts = np.bincount(codes[found], minlength=count)
-    fits = counts == horizon
-    if fits.all() and not trusted:
-        fits = (times[found].reshape(count, horizon) == wanted).all(axis=1)
-    if not fits.all():
-        item = int(np.flatnonzero(~fits)[0])
-        own = times[codes == item]
-        got = f"{len(own)} steps from {pd.Timestamp(own.min())} to {pd.Timestamp(own.max())}" if len(own) else "none"
+        keys = np.tile(np.arange(horizon), len(table)), times.groupby(future[ITEM_ID]).rank(method="first") - 1
+    places = pd.MultiIndex.from_arrays([item_ids.repeat(horizon), keys[0]])
+    place = places.get_indexer(pd.MultiIndex.from_arrays([future[ITEM_ID], keys[1]]))
+    inside = np.flatnonzero(place >= 0)
+    wrong = np.flatnonzero(np.bincount(place[inside], minlength=len(places)) != 1)
+    if len(wrong):
+        item = int(wrong[0]) // horizon
+        own = times[future[ITEM_ID] == item_ids[item]]
         raise InputError(
-            f"future values must cover the {horizon} steps from {pd.Timestamp(wanted[item, 0])} to "
-            f"{pd.Timestamp(wanted[item, -1])} of item {item_ids[item]!r}, got {got}"
+            f"future values must cover the {horizon} steps from {steps[item * horizon]} to "
+            f"{steps[(item + 1) * horizon - 1]} of item {item_ids[item]!r}, got "
+            + (f"{len(own)} steps from {own.min()} to {own.max()}" if len(own) else "none")
         )
-    return found
+    rows = inside[np.argsort(place[inside])]
+    found = {name: as_numbers(future[name])[rows] for name in table.layout.known}
+    if not trusted:
+        for name, values in found.items():
+            check_finite(name, values, Rows(item_ids, steps, np.arange(len(table) + 1) * horizon))
+    return {name: values.reshape(len(table), horizon) for name, values in found.items()}
 
 
-def values_ahead(
-    future: pd.DataFrame, table: SeriesTable, *, horizon: int, trusted: bool = False
-) -> dict[str, NDArray[np.floating[Any]]]:
-    """Return the known covariates of the forecast steps.
+def take_in_frames(
+    past: pd.DataFrame, future: pd.DataFrame | None, wish: Wish, *, horizon: int
+) -> tuple[SeriesTable, Ahead | None]:
+    """Check frames of the past and of known covariates as a file is checked.
+
+    Categories, which a file must not hold, are encoded as upstream does it. Booleans count as 0 and 1.
 
     Raises:
-        InputError: as ``rows_ahead``, or a value is not a finite number.
+        InputError: the frames break a rule of ``frame_to_series`` or of ``values_ahead``.
     """
-    rows = rows_ahead(future, table, horizon=horizon, trusted=trusted)
-    places = Rows(table.facts.item_ids, table.horizon(horizon), np.arange(len(table) + 1) * horizon)
-    found = {}
-    for name in table.layout.known:
-        values = as_numbers(future[name])[rows]
-        if not trusted:
-            check_finite(name, values, places)
-        found[name] = values.reshape(len(table), horizon)
-    return found
+    past = to_long(past, wish)
+    if future is not None:
+        names = past[ITEM_ID].drop_duplicates()
+        future = read_future(future, only=str(names.iloc[0]) if len(names) == 1 else None)
+    for name in past.columns.difference([ITEM_ID, TIMESTAMP, *wish.target], sort=False):
+        if is_category(past[name]):
+            past, future = _encode(past, future, name, wish.target)
+    table = take_in([frame_to_rows(past, wish)], wish)
+    if future is None:
+        return table, None
+    return table, values_ahead(future, table, horizon=horizon, trusted=wish.trusted)
 
 
 def is_category(column: pd.Series) -> bool:
@@ -231,76 +220,32 @@ def is_category(column: pd.Series) -> bool:
     return bool((pd.to_numeric(column, errors="coerce").isna() & column.notna()).any())
 
 
-def take_in_frames(
-    past: pd.DataFrame, future: pd.DataFrame | None, wish: Wish, *, horizon: int
-) -> tuple[SeriesTable, Ahead | None]:
-    """Check frames of the past and of known covariates as a file is checked.
-
-    Categories, which a file must not hold, are encoded by upstream: each by the mean of the target of its item where
-    there is one target, else by number. Booleans count as 0 and 1.
-
-    Raises:
-        InputError: the frames break a rule of ``frame_to_series`` or of ``rows_ahead``.
-    """
-    past = to_long(past, wish.target)
-    if wish.target == (TARGET,) and TARGET not in past:
-        check_columns([TARGET], list(past.columns))
-    if future is not None:
-        names = past[ITEM_ID].drop_duplicates()
-        future = read_future(future, only=str(names.iloc[0]) if len(names) == 1 else None)
-    categories = [
-        name for name in past.columns if name not in {ITEM_ID, TIMESTAMP, *wish.target} and is_category(past[name])
-    ]
-    if categories:
-        past, future = _encode(past, future, categories, wish, horizon=horizon)
-    table = take_in([frame_to_rows(past, wish)], wish)
-    if future is None:
-        return table, None
-    return table, values_ahead(future, table, horizon=horizon, trusted=wish.trusted)
-
-
 def _encode(
-    past: pd.DataFrame, future: pd.DataFrame | None, categories: Sequence[str], wish: Wish, *, horizon: int
+    past: pd.DataFrame, future: pd.DataFrame | None, name: str, target: Sequence[str]
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Return both frames with numbers for categories, the future one cut to the forecast steps."""
-    known = [name for name in wish.known if name in categories]
-    bare = wish._replace(known=tuple(name for name in wish.known if name not in categories))
-    table = take_in([frame_to_rows(past.drop(columns=categories), bare)], bare)
-    codes = pd.Index(table.facts.item_ids).get_indexer(pd.Index(past[ITEM_ID].astype(str)))
-    order = np.lexsort([pd.DatetimeIndex(past[TIMESTAMP]).asi8, codes])
-    past = past.iloc[order[codes[order] >= 0]].reset_index(drop=True)
-    rows = None
-    if future is not None:
-        rows = rows_ahead(future, table, horizon=horizon, trusted=wish.trusted)
-        future = future.iloc[rows].reset_index(drop=True)
-    columns = {name: past[name].astype(str).where(past[name].notna()).astype("category") for name in categories}
-    numbers = {name: as_numbers(past[name]) for name in wish.target}
-    ids = past[ITEM_ID].astype(str)
-    encoded = from_data_frame(
-        pd.DataFrame({ITEM_ID: ids, TIMESTAMP: past[TIMESTAMP], **numbers, **columns}),
-        target_columns=list(wish.target),
-        prediction_length=horizon,
-        future_df=None
-        if future is None or not known
-        else pd.DataFrame(
-            {ITEM_ID: future[ITEM_ID].astype(str), TIMESTAMP: future[TIMESTAMP]}
-            | {name: future[name].astype(str).where(future[name].notna()) for name in known}
-        ),
-        validate_inputs=False,
+    """Return both frames with numbers for a category, as ``chronos.chronos2.preprocess`` encodes it.
+
+    With one target, it is the mean of the item's target where that category holds and of one more value, the item's
+    mean: a category new to the item gets that. With several, it is the category's number, NaN where it is new. Missing
+    is a category too.
+    """
+    sides = [past[[ITEM_ID, name, *target]]] + (
+        [] if future is None or name not in future else [future[[ITEM_ID, name]]]
     )
-    names = [name for name in categories if name not in known] + [name for name in categories if name in known]
-    first = len(wish.target)
-    past = past.assign(
-        **{name: np.concatenate([one["context"][first + row] for one in encoded]) for row, name in enumerate(names)}
-    )
-    if future is not None:
-        future = future.assign(
-            **{
-                name: np.concatenate([one["future_covariates"][first + row] for one in encoded])
-                for row, name in enumerate(names)
-                if name in known
-            }
-        )
+    both = pd.concat(sides, ignore_index=True)
+    item, label = both[ITEM_ID].astype(str), both[name].astype(str).where(both[name].notna())
+    if len(target) == 1:
+        values = pd.Series(as_numbers(both[target[0]]))
+        own = values.groupby([item, label], dropna=False)
+        mean = values.groupby(item).transform("mean").fillna(0)
+        code = ((mean + own.transform("sum")) / (1 + own.transform("count"))).to_numpy()
+    else:
+        seen = sorted(label[: len(past)].dropna().unique())
+        number = pd.Index(seen).get_indexer(label).astype(np.float64)
+        code = np.where(label.isna(), len(seen), np.where(number < 0, np.nan, number))
+    past = past.assign(**{name: code[: len(past)]})
+    if future is not None and len(sides) == 2:
+        future = future.assign(**{name: code[len(past) :]})
     return past, future
 
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from chronomoe.data.checks import as_numbers, as_timestamps, check_columns, check_known, check_names, listed, similar
 from chronomoe.data.intake import Wish, take_in
@@ -54,78 +53,74 @@ def is_wide(frame: pd.DataFrame) -> bool:
     return bool(names & {TIMESTAMP, DATE}) and not names & {ITEM_ID, TARGET}
 
 
-def to_long(frame: pd.DataFrame, target: Sequence[str] = (TARGET,)) -> pd.DataFrame:
+def to_long(frame: pd.DataFrame, wish: Wish) -> pd.DataFrame:
     """Return a long frame with times parsed: a wide one is turned, and ``item_id`` is added to a frame of one series.
 
     Raises:
         InputError: columns are missing or misnamed, or hold no times.
     """
     frame = tidy(frame)
-    if tuple(target) == (TARGET,) and is_wide(frame):
-        time, names = _wide_columns(frame)
-        times = as_timestamps(frame[time])
-        return pd.DataFrame(
-            {
-                ITEM_ID: np.repeat(np.array(names, dtype=object), len(frame)),
-                TIMESTAMP: times[np.tile(np.arange(len(times)), len(names))],
-                TARGET: np.concatenate([as_numbers(frame[name]) for name in names]),
-            }
-        )
-    if ITEM_ID not in frame:
-        if similar(ITEM_ID, frame.columns):
-            check_columns([ITEM_ID], list(frame.columns))
-        frame = frame.rename(columns={} if TIMESTAMP in frame else {DATE: TIMESTAMP})
-        check_columns([TIMESTAMP, *target], list(frame.columns))
-        frame = frame.assign(**{ITEM_ID: ONLY_ITEM})
-    check_columns([ITEM_ID, TIMESTAMP, *target], list(frame.columns))
-    return frame.assign(**{TIMESTAMP: as_timestamps(frame[TIMESTAMP])})
-
-
-def frame_to_rows(frame: pd.DataFrame, wish: Wish) -> pa.Table:
-    """Return a long or wide frame as an Arrow table with one row a series.
-
-    Raises:
-        InputError: columns are missing, hold no numbers or no times, or a row names no item.
-    """
-    frame = tidy(frame)
-    if wish.target == (TARGET,) and is_wide(frame) and wish.known:
+    wide = wish.target == (TARGET,) and is_wide(frame)
+    if wide and wish.known:
         raise InputError(
             f"a wide frame has no covariates, got known_covariates {listed(wish.known)}; "
             "name the target column with target=, then the others are covariates"
         )
-    frame = to_long(frame, wish.target)
-    names = [name for name in frame.columns if name not in {ITEM_ID, TIMESTAMP}]
-    check_known(wish.known, [name for name in names if name not in wish.target])
-    codes, item_ids = item_codes(frame[ITEM_ID])
-    order = np.lexsort([frame[TIMESTAMP].array.asi8, codes])
-    bounds = pa.array(np.concatenate([[0], np.cumsum(np.bincount(codes))]), type=pa.int64())
-    columns = [pa.array(item_ids, type=pa.string())]
-    for name in (TIMESTAMP, *names):
-        values = frame[name].take(order) if name == TIMESTAMP else as_numbers(frame[name])[order]
-        array = pa.Array.from_pandas(values) if name == TIMESTAMP else pa.array(values)
-        columns.append(pa.LargeListArray.from_arrays(bounds, array))
-    return pa.table(columns, names=[ITEM_ID, TIMESTAMP, *names])
+    if ITEM_ID not in frame and similar(ITEM_ID, frame.columns):  # a long frame with misnamed columns
+        check_columns([ITEM_ID], list(frame.columns))
+    if wide:
+        return _turned(frame)
+    if ITEM_ID not in frame:
+        frame = frame.rename(columns={} if TIMESTAMP in frame else {DATE: TIMESTAMP})
+        check_columns([TIMESTAMP, *wish.target], list(frame.columns))
+        frame = frame.assign(**{ITEM_ID: ONLY_ITEM})
+    check_columns([ITEM_ID, TIMESTAMP, *wish.target], list(frame.columns))
+    return frame.assign(**{TIMESTAMP: as_timestamps(frame[TIMESTAMP])})
 
 
-def item_codes(column: pd.Series) -> tuple[NDArray[np.int64], list[str]]:
-    """Number the items of a column in order of first appearance, whatever its type, and return their names.
+def _turned(wide: pd.DataFrame) -> pd.DataFrame:
+    time = TIMESTAMP if TIMESTAMP in wide else DATE
+    names = [name for name in wide.columns if name != time]
+    if not names:
+        raise InputError(f"a wide frame needs a column of values beside {time!r}, got none")
+    times = as_timestamps(wide[time])
+    return pd.DataFrame(
+        {
+            ITEM_ID: np.repeat(np.array(names, dtype=object), len(wide)),
+            TIMESTAMP: times[np.tile(np.arange(len(wide)), len(names))],
+            TARGET: np.concatenate([as_numbers(wide[name]) for name in names]),
+        }
+    )
+
+
+def frame_to_rows(frame: pd.DataFrame, wish: Wish) -> pa.Table:
+    """Return a long or wide frame as an Arrow table with one row a series, in order of first appearance.
 
     Raises:
-        InputError: a row names no item, or numbers and names are mixed.
+        InputError: columns are missing, hold no numbers or no times, or a row names no item.
     """
-    codes, uniques = pd.factorize(column)
+    frame = to_long(frame, wish)
+    names = [name for name in frame.columns if name not in {ITEM_ID, TIMESTAMP}]
+    check_known(wish.known, [name for name in names if name not in wish.target])
+    codes, uniques = pd.factorize(frame[ITEM_ID])
     item_ids = [str(item_id) for item_id in uniques]
-    nameless = codes == (item_ids.index("") if "" in item_ids else -1)
-    if nameless.any():
-        row = int(np.flatnonzero(nameless)[0])
-        raise InputError(f"column {column.name!r} must name an item in every row, row {row} (counted from 0) is empty")
+    nameless = np.flatnonzero(codes == (item_ids.index("") if "" in item_ids else -1))
+    if len(nameless):
+        raise InputError(
+            f"column {ITEM_ID!r} must name an item in every row, row {nameless[0]} (counted from 0) is empty"
+        )
     if len(set(item_ids)) < len(item_ids):
-        raise InputError(f"column {column.name!r} must hold names or numbers, not both")
-    return codes, item_ids
+        raise InputError(f"column {ITEM_ID!r} must hold names or numbers, not both")
+    order = np.lexsort([frame[TIMESTAMP].array.asi8, codes])
+    bounds = pa.array(np.concatenate([[0], np.cumsum(np.bincount(codes))]), type=pa.int64())
+    columns = {TIMESTAMP: pa.Array.from_pandas(frame[TIMESTAMP].take(order))}
+    columns |= {name: pa.array(as_numbers(frame[name])[order]) for name in names}
+    lists = {name: pa.LargeListArray.from_arrays(bounds, values) for name, values in columns.items()}
+    return pa.table({ITEM_ID: pa.array(item_ids, type=pa.string())} | lists)
 
 
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the frame with named index levels as columns, all names as text, and no column that has none.
+    """Return a frame with named index levels as columns, all names as text, and no column that has none.
 
     Raises:
         InputError: it is empty, or a name is used twice.
@@ -138,14 +133,3 @@ def tidy(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame.loc[:, ~frame.columns.str.fullmatch(_NAMELESS)]
     check_names(list(frame.columns))
     return frame
-
-
-def _wide_columns(frame: pd.DataFrame) -> tuple[str, list[str]]:
-    """Return the time column and the series columns of a wide frame."""
-    if similar(ITEM_ID, frame.columns):  # a long frame with misnamed columns
-        check_columns([ITEM_ID], list(frame.columns))
-    time = TIMESTAMP if TIMESTAMP in frame else DATE
-    names = [name for name in frame.columns if name != time]
-    if not names:
-        raise InputError(f"a wide frame needs a column of values beside {time!r}, got none")
-    return time, names

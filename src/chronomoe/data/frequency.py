@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pandas.tseries.frequencies import to_offset
 from pandas.tseries.offsets import BaseOffset, Tick, Week
 
+from chronomoe.data.series import ITEM_ID, TIMESTAMP
 from chronomoe.errors import InputError
 
 MIN_STEPS = 3
@@ -34,7 +35,7 @@ _DAY = pd.Timedelta(days=1)
 class Rows(NamedTuple):
     """The timestamps of many series, one series after the other."""
 
-    item_ids: Sequence[str]
+    item_ids: Sequence[str] | NDArray[np.object_]
     timestamps: pd.DatetimeIndex
     bounds: NDArray[np.int64]
     """Series ``i`` has rows ``bounds[i]:bounds[i + 1]``."""
@@ -56,11 +57,7 @@ class Rows(NamedTuple):
 
 @lru_cache
 def parse_freq(freq: str) -> BaseOffset:
-    """Return the pandas offset of an alias; the aliases of pandas before 2.2 (``H``, ``T``, ``M``) are understood.
-
-    Raises:
-        InputError: not an alias, or not a positive step.
-    """
+    """Return the pandas offset of an alias; the aliases of pandas before 2.2 (``H``, ``T``, ``M``) are understood."""
     match = re.fullmatch(r"(-?\d*)([A-Za-z]+)(.*)", freq)
     alias = f"{match[1]}{_FORMER_ALIASES.get(match[2], match[2])}{match[3]}" if match else freq
     try:
@@ -79,9 +76,6 @@ def infer_offset(rows: Rows) -> BaseOffset:
     """Infer the step that the series share from the longest one.
 
     Where that one has gaps, the step is the one that stretches of it follow, so that a check can name the gap.
-
-    Raises:
-        InputError: no series has three timestamps.
     """
     lengths = np.diff(rows.bounds)
     longest = int(lengths.argmax())
@@ -100,18 +94,33 @@ def infer_offset(rows: Rows) -> BaseOffset:
     return parse_freq(pd.tseries.frequencies.to_offset(pd.Timedelta(steps[count.argmax()])).freqstr)
 
 
+def check_increasing(rows: Rows) -> None:
+    """Refuse timestamps that do not strictly increase within each series."""
+    steps = np.diff(rows.timestamps.asi8)
+    wrong = np.flatnonzero((steps <= 0) & rows.follows())
+    if len(wrong) == 0:
+        return
+    row = int(wrong[0]) + 1
+    if steps[row - 1] == 0:
+        raise InputError(
+            f"duplicated timestamp: {rows.place(row)}; keep one row for each time of an item, "
+            f"for example frame.drop_duplicates(['{ITEM_ID}', '{TIMESTAMP}'])"
+        )
+    raise InputError(
+        f"unsorted timestamps: {rows.place(row)} comes after {rows.timestamps[row - 1]}; "
+        f"sort the frame, for example frame.sort_values(['{ITEM_ID}', '{TIMESTAMP}'])"
+    )
+
+
 def check_regular(rows: Rows, offset: BaseOffset, *, given: bool) -> None:
-    """Check that within each series every timestamp is one step after the one before.
+    """Refuse increasing timestamps that are not one step after the one before in their series.
 
     Args:
         rows: Increasing timestamps.
         offset: The step. Weekly series may have their own weekdays.
         given: Whether the caller stated the step, rather than the data.
-
-    Raises:
-        InputError: they are not; the message names the item and the first timestamp that is out of step.
     """
-    source = "given" if given else "inferred"
+    rule = f"irregular frequency: timestamps must follow {offset.freqstr!r} ({'given' if given else 'inferred'}), which"
     mend = (
         "Reindex so that every step has a row, NaN where missing (frame.asfreq for one item), "
         f"split items of different frequencies{' or' if given else ', or pass freq='} "
@@ -121,23 +130,19 @@ def check_regular(rows: Rows, offset: BaseOffset, *, given: bool) -> None:
     if step is None:
         for first in np.unique(rows.bounds[:-1][np.diff(rows.bounds) > 0]):
             if not offset.is_on_offset(rows.timestamps[first]):
-                raise InputError(
-                    f"irregular frequency: timestamps must follow {offset.freqstr!r} ({source}), "
-                    f"which {rows.place(int(first))} does not. {mend}"
-                )
-    expected = _plus(rows.timestamps[:-1], offset)
-    wrong = np.flatnonzero(rows.follows() & np.asarray(expected != rows.timestamps[1:]))
-    if len(wrong):
-        row = int(wrong[0]) + 1
-        if abs(rows.timestamps[row] - expected[row - 1]) == pd.Timedelta("1h") and (step is None or step >= _DAY):
-            mend = (
-                "An hour apart is how a change of clocks looks. For days of a local calendar give the times that zone, "
-                f"for example frame.timestamp.dt.tz_convert('Europe/Berlin'), or none. {mend}"
-            )
-        raise InputError(
-            f"irregular frequency: timestamps must follow {offset.freqstr!r} ({source}), which {rows.place(row)} does "
-            f"not: after {rows.timestamps[row - 1]} comes {expected[row - 1]}. {mend}"
+                raise InputError(f"{rule} {rows.place(int(first))} does not. {mend}")
+    before, after = rows.timestamps[:-1], rows.timestamps[1:]
+    expected = later(before, np.ones(len(before), dtype=np.int64), offset)
+    wrong = np.flatnonzero(rows.follows() & np.asarray(expected != after))
+    if len(wrong) == 0:
+        return
+    row = int(wrong[0])
+    if abs(after[row] - expected[row]) == pd.Timedelta("1h") and (step is None or step >= _DAY):
+        mend = (
+            "An hour apart is how a change of clocks looks. For days of a local calendar give the times that zone, "
+            f"for example frame.timestamp.dt.tz_convert('Europe/Berlin'), or none. {mend}"
         )
+    raise InputError(f"{rule} {rows.place(row + 1)} does not: after {before[row]} comes {expected[row]}. {mend}")
 
 
 def _fixed(offset: BaseOffset) -> pd.Timedelta | None:
@@ -147,44 +152,31 @@ def _fixed(offset: BaseOffset) -> pd.Timedelta | None:
     return pd.Timedelta(offset) if isinstance(offset, Tick) else None
 
 
-def _plus(times: pd.DatetimeIndex, offset: BaseOffset) -> pd.DatetimeIndex:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=pd.errors.PerformanceWarning)  # offsets that pandas steps one by one
-        try:
-            return times + (_fixed(offset) or offset)
-        except (pd.errors.OutOfBoundsDatetime, OverflowError):
-            raise _too_late(times, offset) from None
-
-
-def _too_late(times: pd.DatetimeIndex, offset: BaseOffset, steps: int = 1) -> InputError:
-    return InputError(
-        f"times must lie between the years 1678 and 2262, {steps} steps of {offset.freqstr!r} after {times.max()} do "
-        "not; shorten the horizon"
-    )
-
-
 def later(times: pd.DatetimeIndex, steps: NDArray[np.int64], offset: BaseOffset) -> pd.DatetimeIndex:
     """Return the times that lie some steps after others, element by element, all of one frequency at once.
 
     Raises:
         InputError: one lies after the year 2262.
     """
-    step = _fixed(offset)
+    step, most = _fixed(offset), int(steps.max(initial=0))
     try:
         if step is not None:
-            if len(steps) and int(steps.max()) * step.value > np.iinfo(np.int64).max:
+            if most * step.value > np.iinfo(np.int64).max:
                 raise OverflowError
             return times + pd.to_timedelta(steps * step.value)
         found = times.to_numpy().copy()
-        order = np.argsort(steps, kind="stable")
-        counts, firsts = np.unique(steps[order], return_index=True)
-        for count, places in zip(counts, np.split(order, firsts[1:]), strict=True):
-            if count:
+        for places in pd.Series(steps).groupby(steps).indices.values():
+            if count := int(steps[places[0]]):
                 starts, back = np.unique(found[places], return_inverse=True)
-                found[places] = _plus(pd.DatetimeIndex(starts), int(count) * offset).to_numpy()[back]
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", pd.errors.PerformanceWarning)  # pandas steps some one by one
+                    found[places] = (pd.DatetimeIndex(starts) + count * offset).to_numpy()[back]
         return pd.DatetimeIndex(found)
     except (pd.errors.OutOfBoundsDatetime, OverflowError):
-        raise _too_late(times, offset, int(steps.max())) from None
+        raise InputError(
+            f"times must lie between the years 1678 and 2262, {most} steps of {offset.freqstr!r} after {times.max()} "
+            "do not; shorten the horizon"
+        ) from None
 
 
 class Clock(NamedTuple):

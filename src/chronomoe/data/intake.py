@@ -1,7 +1,8 @@
-"""Intake: a frame or a table of lists becomes checked series, one Arrow row each."""
+"""Intake: tables of one row a series, whatever they were read from, become checked series."""
 
+import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -10,18 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from chronomoe.data.checks import (
-    as_timestamps,
-    check_columns,
-    check_finite,
+from chronomoe.data.checks import as_timestamps, check_columns, check_finite, check_known, listed, refuse_text
+from chronomoe.data.frequency import (
+    Rows,
     check_increasing,
-    check_known,
-    listed,
-    refuse_text,
-    report_dropped,
-    with_values,
+    check_regular,
+    find_clock,
+    infer_offset,
+    later,
+    parse_freq,
+    same_step,
 )
-from chronomoe.data.frequency import Clock, Rows, check_regular, find_clock, infer_offset, later, parse_freq, same_step
 from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
 from chronomoe.data.table import Facts, Layout, SeriesTable, is_list, numbers_of
 from chronomoe.errors import InputError
@@ -48,11 +48,7 @@ class Wish(NamedTuple):
     def of(
         cls, target: str | Sequence[str], known: Sequence[str], freq: str | None, *, trusted: bool = False
     ) -> "Wish":
-        """Read what a caller asks.
-
-        Raises:
-            InputError: the target names no columns, or other ones than values.
-        """
+        """Read what a caller asks; refuse targets that are no columns of values."""
         targets = tuple(map(str, target if isinstance(target, list | tuple) else [target]))
         if not targets or len(set(targets)) < len(targets) or {ITEM_ID, TIMESTAMP} & set(targets):
             raise InputError(f"target must be one or more different value columns, got {listed(targets) or 'none'}")
@@ -67,8 +63,8 @@ class Intake:
     covariates. Columns that are not lists say nothing about time and are ignored.
     """
 
-    def __init__(self, wish: Wish, *, again: str = "every series needs an item id of its own, got {!r} again") -> None:
-        self.wish, self._again = wish, again
+    def __init__(self, wish: Wish) -> None:
+        self.wish = wish
         self.layout: Layout | None = None
         self.total = 0
         self.dropped: list[str] = []
@@ -87,168 +83,152 @@ class Intake:
                 duplicated or irregular, an item id stands twice.
         """
         item_ids = self._item_ids(table)
+        variates, covariates = _lists(table, self.wish.target, item_ids)
+        rows, freq = self._rows(table, item_ids, steps=_lengths(next(iter(variates.values()))))
         if self.layout is None:
-            self.layout = self._layout(table, item_ids)
-        layout, offset = self.layout, parse_freq(self.layout.freq)
-        if TIMESTAMP in table.column_names:
-            rows = _times(table, item_ids)
-            rows = rows._replace(timestamps=layout.clock.read(rows.timestamps))
-            if not self.wish.trusted:
-                check_increasing(rows)
-                check_regular(rows, offset, given=self.wish.freq is not None)
-            lengths = np.diff(rows.bounds)
-            starts = rows.timestamps[np.minimum(rows.bounds[:-1], max(0, len(rows.timestamps) - 1))]
-        else:
-            aliases = table[FREQ].unique().to_pylist()
-            other = next((alias for alias in aliases if not same_step(alias, layout.freq)), None)
-            if other is not None:
-                raise InputError(f"all series must have the same step, got {layout.freq!r} and {other!r}; pass freq=")
-            starts = pd.DatetimeIndex(table[START].to_numpy())
-            lengths = _lengths(table, layout.target[0])
-            bounds = np.concatenate([[0], np.cumsum(lengths)])
-            steps = np.arange(bounds[-1]) - bounds[:-1].repeat(lengths)
-            rows = Rows(item_ids, later(starts.repeat(lengths), steps, offset), bounds)
-        _check_lengths(table, rows, layout)
-        kept = np.arange(len(item_ids))
-        if not self.wish.trusted:
-            target = _target(table, lengths, layout)
-            for name, values in zip(layout.names, target, strict=True):
+            self.layout = self._layout(rows, freq, tuple(variates), tuple(covariates))
+        layout, trusted = self.layout, self.wish.trusted
+        if (*variates, *sorted(covariates)) != (*layout.names, *sorted(layout.covariates)):
+            raise InputError(
+                f"every part of a table must have the columns of the first one, which are "
+                f"{listed([*layout.names, *layout.covariates])}, got {listed([*variates, *covariates])}"
+            )
+        rows = rows._replace(timestamps=layout.clock.read(rows.timestamps))
+        if TIMESTAMP in table.column_names and not trusted:
+            check_increasing(rows)
+            check_regular(rows, parse_freq(layout.freq), given=self.wish.freq is not None)
+        observed = np.full(len(rows.timestamps), trusted)
+        for name, column in (variates | covariates).items():
+            _check_lengths(name, _lengths(column), rows)
+            if not trusted:
+                values = numbers_of(_flat(column))
                 check_finite(name, values, rows)
-            for name in layout.covariates:
-                check_finite(name, numbers_of(_flat(table, name)), rows)
-            kept = with_values(target, rows)
-            self.dropped += [item_ids[row] for row in np.setdiff1d(np.arange(len(item_ids)), kept)]
-        self.total += len(item_ids)
-        return Facts(
-            item_ids=item_ids,
-            starts=starts,
+                if name in variates:
+                    observed |= ~np.isnan(values)
+        lengths = np.diff(rows.bounds)
+        facts = Facts(
+            item_ids=np.array(item_ids, dtype=object),
+            starts=rows.timestamps.to_numpy()[np.minimum(rows.bounds[:-1], max(0, len(rows.timestamps) - 1))],
             lengths=lengths,
             part=np.full(len(item_ids), part),
             row=first + np.arange(len(item_ids)),
-        ).take(kept)
+        )
+        kept = np.bincount(rows.item()[observed], minlength=len(item_ids)) > 0
+        self.total += len(item_ids)
+        self.dropped += facts.item_ids[~kept].tolist()
+        return facts.take(np.flatnonzero(kept))
 
-    def report(self) -> None:
-        """Say which series had no value.
-
-        Raises:
-            InputError: none had one, or there were no series.
-        """
-        if self.total == 0:
-            raise InputError("the data set is empty, it has no rows")
-        report_dropped(self.dropped, self.total)
-
-    def finish(self, parts: Sequence[pa.Table | datasets.Dataset], facts: Sequence[Facts]) -> SeriesTable:
-        """Return the series of all tables that were checked.
-
-        Raises:
-            InputError: there are none.
-        """
-        self.report()
+    def report(self) -> Layout:
+        """Warn about series that were left out because they have no value; refuse a data set without any."""
         if self.layout is None:
             raise InputError("the data set is empty, it has no rows")
-        return SeriesTable(parts, Facts.join(facts), self.layout)
+        if len(self.dropped) == self.total:
+            raise InputError(f"at least one series must have a target value, all {self.total} hold only missing values")
+        if self.dropped:
+            warnings.warn(
+                f"dropped {len(self.dropped)} of {self.total} series, their target holds only missing values: "
+                f"{listed(self.dropped)}",
+                stacklevel=3,
+            )
+        return self.layout
 
-    def _layout(self, table: pa.Table, item_ids: list[str]) -> Layout:
-        target, known, freq, _ = self.wish
-        names = table.column_names
-        lists = [name for name in names if is_list(table.schema.field(name).type) and name not in {ITEM_ID, ID}]
-        if START not in names or TIMESTAMP in names:
-            check_columns([TIMESTAMP], lists)
-        values = [name for name in lists if name != TIMESTAMP]
-        check_columns(target, values)
-        covariates = tuple(name for name in values if name not in target)
-        check_known(known, covariates)
-        variates = target
-        for name in values:
-            inner = _inner(table, name)
-            if target == (name,) and is_list(inner):
-                inner = inner.value_type
-                count = int(_lengths(table.slice(0, 1), name)[0])
-                variates = (name,) if count < 2 else tuple(f"{name}_{variate}" for variate in range(count))
-            number = pa.types.is_integer(inner) or pa.types.is_floating(inner) or pa.types.is_decimal(inner)
-            if not (number or pa.types.is_boolean(inner) or pa.types.is_null(inner)):
-                raise refuse_text(name, f"values of type {inner}")
-        clock = Clock()
-        if TIMESTAMP in names:
-            rows = _times(table, item_ids)
-            clock = find_clock(rows, freq)
+    def _layout(self, rows: Rows, freq: str | None, names: tuple[str, ...], covariates: tuple[str, ...]) -> Layout:
+        check_known(self.wish.known, covariates)
+        clock = find_clock(rows, freq)
+        if freq is None:
             rows = rows._replace(timestamps=clock.read(rows.timestamps))
-            if freq is None:
-                if not self.wish.trusted:
-                    check_increasing(rows)
-                freq = str(infer_offset(rows).freqstr)
-        else:
-            freq = freq or table[FREQ][0].as_py()
-        return Layout(target, variates, covariates, known, str(parse_freq(freq).freqstr), clock)
+            if not self.wish.trusted:
+                check_increasing(rows)
+        offset = infer_offset(rows) if freq is None else parse_freq(freq)
+        return Layout(self.wish.target, names, covariates, self.wish.known, str(offset.freqstr), clock)
+
+    def _rows(self, table: pa.Table, item_ids: list[str], *, steps: NDArray[np.int64]) -> tuple[Rows, str | None]:
+        """Return the times of all rows, as listed or ``steps`` of them from each start, and the step where stated."""
+        freq = self.wish.freq
+        if TIMESTAMP in table.column_names:
+            bounds = np.concatenate([[0], np.cumsum(_lengths(table[TIMESTAMP]))])
+            times = _flat(table[TIMESTAMP]).to_pandas().rename(TIMESTAMP)
+            return Rows(item_ids, as_timestamps(times) if len(times) else pd.DatetimeIndex([]), bounds), freq
+        if freq is None:
+            if FREQ not in table.column_names:
+                raise InputError(f"rows with a {START!r} say nothing of the step; pass freq=, for example freq='h'")
+            aliases = table[FREQ].unique().to_pylist()
+            freq = aliases[0] if self.layout is None else self.layout.freq
+            other = next((alias for alias in aliases if not same_step(alias, freq)), None)
+            if other is not None:
+                raise InputError(f"all series must have the same step, got {freq!r} and {other!r}; pass freq=")
+        bounds = np.concatenate([[0], np.cumsum(steps)])
+        ahead = np.arange(bounds[-1]) - bounds[:-1].repeat(steps)
+        starts = pd.DatetimeIndex(table[START].to_numpy()).repeat(steps)
+        return Rows(item_ids, later(starts, ahead, parse_freq(freq)), bounds), freq
 
     def _item_ids(self, table: pa.Table) -> list[str]:
         name = next((name for name in (ITEM_ID, ID) if name in table.column_names), None)
-        if name is None:
-            found = [str(self.total + row) for row in range(len(table))]
-        else:
-            item_ids = table[name].to_pylist()
-            if None in item_ids:
-                raise InputError(
-                    f"column {name!r} must name an item in every row, row {self.total + item_ids.index(None)} is empty"
-                )
-            found = [str(item_id) for item_id in item_ids]
-        for item_id in found:
-            if item_id in self._seen:
-                raise InputError(self._again.format(item_id))
-            self._seen.add(item_id)
-        return found
-
-
-def _target(table: pa.Table, lengths: NDArray[np.int64], layout: Layout) -> NDArray[np.floating[Any]]:
-    """Return the target of all rows of a table, one after the other: ``(variate, time)``."""
-    flat = [numbers_of(_flat(table, name)) for name in layout.target]
-    count = len(layout.names)
-    if len(flat) == count:
-        return np.stack(flat)
-    parts = np.split(flat[0], np.cumsum(lengths)[:-1] * count)
-    return np.concatenate([part.reshape(count, -1) for part in parts], axis=1)
-
-
-def _check_lengths(table: pa.Table, rows: Rows, layout: Layout) -> None:
-    """Check that every list of a row is as long as its times."""
-    steps, count = np.diff(rows.bounds), len(layout.names)
-    for name in (*layout.target, *layout.covariates):
-        lengths, wanted, items = _lengths(table, name), steps, rows.item_ids
-        if is_list(_inner(table, name)):
-            wrong = np.flatnonzero(lengths != count)
-            if len(wrong):
-                raise InputError(
-                    f"every row of {name!r} must have the first one's {count} variates, "
-                    f"got {lengths[wrong[0]]} for item {items[wrong[0]]!r}"
-                )
-            items = [item_id for item_id in items for _ in range(count)]
-            wanted = np.repeat(steps, count)
-            lengths = pc.fill_null(pc.list_value_length(_flat(table, name)), 0).to_numpy()
-        wrong = np.flatnonzero(lengths != wanted)
-        if len(wrong):
+        found = list(range(self.total, self.total + len(table))) if name is None else table[name].to_pylist()
+        if None in found:
             raise InputError(
-                f"every list of a row must be as long as its {TIMESTAMP!r}, got {lengths[wrong[0]]} values of "
-                f"{name!r} for {wanted[wrong[0]]} times of item {items[wrong[0]]!r}"
+                f"column {name!r} must name an item in every row, row {self.total + found.index(None)} is empty"
             )
+        item_ids = [str(item_id) for item_id in found]
+        for item_id in item_ids:
+            if item_id in self._seen:
+                raise InputError(f"every series needs an item id of its own, got {item_id!r} again")
+            self._seen.add(item_id)
+        return item_ids
 
 
-def _inner(table: pa.Table, name: str) -> pa.DataType:
-    return table.schema.field(name).type.value_type
+def _lists(
+    table: pa.Table, target: tuple[str, ...], item_ids: list[str]
+) -> tuple[dict[str, pa.ChunkedArray], dict[str, pa.ChunkedArray]]:
+    """Return the lists of numbers of a table: those of each variate, then those of each covariate."""
+    kinds = {name: table.schema.field(name).type for name in table.column_names if name not in {ITEM_ID, ID}}
+    lists = {name: table[name] for name, kind in kinds.items() if is_list(kind)}
+    if START not in kinds or TIMESTAMP in kinds:
+        check_columns([TIMESTAMP], list(lists))
+        del lists[TIMESTAMP]
+    check_columns(target, list(lists))
+    variates = {name: lists.pop(name) for name in target}
+    if len(target) == 1 and is_list(kinds[target[0]].value_type):
+        variates = _taken_apart(target[0], variates[target[0]], item_ids)
+    for name, column in (variates | lists).items():
+        kind = column.type.value_type
+        number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+        if not (number or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+            raise refuse_text(name, f"values of type {kind}")
+    return variates, lists
 
 
-def _times(table: pa.Table, item_ids: list[str]) -> Rows:
-    bounds = np.concatenate([[0], np.cumsum(_lengths(table, TIMESTAMP))])
-    times = _flat(table, TIMESTAMP).to_pandas().rename(TIMESTAMP)
-    return Rows(item_ids, as_timestamps(times) if len(times) else pd.DatetimeIndex([]), bounds)
+def _taken_apart(name: str, column: pa.ChunkedArray, item_ids: list[str]) -> dict[str, pa.ChunkedArray]:
+    """Return the lists of each variate of a column of lists of lists."""
+    counts = _lengths(column)
+    most = max(1, counts[0])
+    wrong = np.flatnonzero(counts != most)
+    if len(wrong):
+        raise InputError(
+            f"every row of {name!r} must have the first one's {most} variates, "
+            f"got {counts[wrong[0]]} for item {item_ids[wrong[0]]!r}"
+        )
+    names = [name] if most == 1 else [f"{name}_{variate}" for variate in range(most)]
+    return {name: pc.list_element(column, variate) for variate, name in enumerate(names)}
 
 
-def _lengths(table: pa.Table, name: str) -> NDArray[np.int64]:
-    return np.asarray(pc.fill_null(pc.list_value_length(table[name]), 0).to_numpy(), dtype=np.int64)
+def _check_lengths(name: str, lengths: NDArray[np.int64], rows: Rows) -> None:
+    steps = np.diff(rows.bounds)
+    wrong = np.flatnonzero(lengths != steps)
+    if len(wrong):
+        raise InputError(
+            f"every list of a row must be as long as its {TIMESTAMP!r}, got {lengths[wrong[0]]} values of "
+            f"{name!r} for {steps[wrong[0]]} times of item {rows.item_ids[wrong[0]]!r}"
+        )
 
 
-def _flat(table: pa.Table, name: str) -> pa.Array:
-    column = table[name].combine_chunks()
-    return (column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column).flatten()
+def _lengths(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    return np.asarray(pc.fill_null(pc.list_value_length(column), 0).to_numpy(), dtype=np.int64)
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    flat = column.combine_chunks()
+    return (flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat).flatten()
 
 
 def take_in(tables: Iterable[pa.Table], wish: Wish) -> SeriesTable:
@@ -257,9 +237,10 @@ def take_in(tables: Iterable[pa.Table], wish: Wish) -> SeriesTable:
     Raises:
         InputError: they break a rule of ``Intake``.
     """
-    intake = Intake(wish)
-    parts = list(tables)
-    return intake.finish(parts, [intake.check(table, part=number) for number, table in enumerate(parts)])
+    intake, parts = Intake(wish), list(tables)
+    facts = [intake.check(table, part=number) for number, table in enumerate(parts)]
+    layout = intake.report()
+    return SeriesTable(parts, Facts.join(facts), layout)
 
 
 def dataset_to_series(
@@ -275,8 +256,8 @@ def dataset_to_series(
         InputError: it breaks a rule of ``Intake``.
     """
     dataset = dataset.flatten_indices() if dataset._indices is not None else dataset
-    intake = Intake(Wish.of(target, known_covariates, freq))
-    table = dataset.data.table
+    intake, table = Intake(Wish.of(target, known_covariates, freq)), dataset.data.table
     size = max(1, int(_BATCH_BYTES * len(table) / max(1, table.nbytes)))
-    parts = range(0, len(table), size)
-    return intake.finish([dataset], [intake.check(table.slice(first, size), first=first) for first in parts])
+    facts = [intake.check(table.slice(first, size), first=first) for first in range(0, len(table), size)]
+    layout = intake.report()
+    return SeriesTable([dataset], Facts.join(facts), layout)

@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from chronomoe.data.checks import one_line
 from chronomoe.data.frames import frame_to_rows
-from chronomoe.data.intake import Intake, Wish, dataset_to_series
+from chronomoe.data.intake import Wish, dataset_to_series
 from chronomoe.data.series import ITEM_ID, TIMESTAMP
 from chronomoe.data.table import SeriesTable, is_list
 from chronomoe.errors import InputError
@@ -22,18 +21,6 @@ from chronomoe.errors import InputError
 SUFFIXES = (".parquet", ".pq")
 BATCH_ROWS = 1 << 18
 """Rows of a long Parquet file, or their share of a file of lists, that are in memory at once."""
-
-
-def parquet_schema(path: Path) -> pa.Schema:
-    """Return the columns of a Parquet file without reading their values.
-
-    Raises:
-        InputError: not a Parquet file.
-    """
-    try:
-        return pq.read_schema(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise InputError(f"{str(path)!r} cannot be read as .parquet: {one_line(error)}") from None
 
 
 def has_lists(files: Sequence[Path]) -> bool:
@@ -44,86 +31,89 @@ def has_lists(files: Sequence[Path]) -> bool:
 
 def can_stream(files: Sequence[Path]) -> bool:
     """Return whether files can be read batch by batch: Parquet, long with real times or one row a series."""
-    kind = _time_type(files)
-    if kind is None or is_list(kind):
-        return kind is not None
-    return ITEM_ID in parquet_schema(files[0]).names and (pa.types.is_timestamp(kind) or pa.types.is_date(kind))
+    kind = _time_type(files, beside=ITEM_ID)
+    return has_lists(files) or (kind is not None and (pa.types.is_timestamp(kind) or pa.types.is_date(kind)))
 
 
-def _time_type(files: Sequence[Path]) -> pa.DataType | None:
+def _time_type(files: Sequence[Path], beside: str = TIMESTAMP) -> pa.DataType | None:
     if any(file.suffix.lower() not in SUFFIXES or file.is_dir() for file in files):
         return None
-    schema = parquet_schema(files[0])
-    return schema.field(TIMESTAMP).type if TIMESTAMP in schema.names else None
+    with _opened(files[0]) as opened:
+        schema = opened.schema_arrow
+    return schema.field(TIMESTAMP).type if {TIMESTAMP, beside} <= set(schema.names) else None
 
 
-def stands_together(files: Sequence[Path]) -> bool:
-    """Return whether the rows of every item of Parquet files follow each other."""
-    if has_lists(files):
-        return True
-    seen: set[int] = set()
-    current: object = None
+def _opened(file: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(file)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise InputError(f"{str(file)!r} cannot be read as .parquet: {one_line(error)}") from None
+
+
+def _scan(files: Sequence[Path], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """Yield about ``BATCH_ROWS`` steps at a time."""
     for file in files:
-        with pq.ParquetFile(file) as opened:
-            for batch in opened.iter_batches(batch_size=BATCH_ROWS, columns=[ITEM_ID]):
-                ids = _plain(pa.Table.from_batches([batch])[ITEM_ID])
-                runs = pc.run_end_encode(ids.combine_chunks()).values.to_pylist()
-                for item_id in runs[1:] if runs and runs[0] == current else runs:
-                    if hash(item_id) in seen:
-                        return False
-                    seen.add(hash(item_id))
-                current = runs[-1] if runs else current
-    return True
+        with _opened(file) as opened:
+            try:
+                for batch in opened.iter_batches(batch_size=max(1, BATCH_ROWS // _steps(opened)), columns=columns):
+                    yield pa.Table.from_batches([batch])
+            except (OSError, pa.ArrowInvalid) as error:
+                raise InputError(f"{str(file)!r} cannot be read as .parquet: {one_line(error)}") from None
 
 
-def batches(files: Sequence[Path]) -> Iterator[pa.Table]:
-    """Yield Parquet files in parts that memory can hold: long ones as whole items, the last one of a batch kept back.
-
-    Raises:
-        InputError: a file is damaged.
-    """
-    lists = has_lists(files)
-    waiting: list[pa.Table] = []
-    for file in files:
-        try:
-            with pq.ParquetFile(file) as opened:
-                for batch in opened.iter_batches(batch_size=max(1, BATCH_ROWS // _steps(opened.metadata))):
-                    table = pa.Table.from_batches([batch])
-                    if lists:
-                        yield table
-                        continue
-                    ids = _plain(table[ITEM_ID])
-                    if waiting and _plain(waiting[-1][ITEM_ID])[-1].as_py() != ids[0].as_py():
-                        yield pa.concat_tables(waiting)
-                        waiting = []
-                    other = np.flatnonzero(ids.to_numpy() != ids[-1].as_py())
-                    last = int(other[-1]) + 1 if len(other) else 0
-                    if last:
-                        yield pa.concat_tables([*waiting, table.slice(0, last)])
-                        waiting = []
-                    waiting.append(table.slice(last))
-        except (OSError, pa.ArrowInvalid) as error:
-            raise InputError(f"{str(file)!r} cannot be read as .parquet: {one_line(error)}") from None
-    if waiting:
-        yield pa.concat_tables(waiting)
-
-
-def _steps(meta: pq.FileMetaData) -> int:
+def _steps(opened: pq.ParquetFile) -> int:
     """Return the values of a row, about: more than one where rows hold lists."""
-    if meta.num_row_groups == 0:
+    if opened.num_row_groups == 0:
         return 1
-    group = meta.row_group(0)
+    group = opened.metadata.row_group(0)
     return max(group.column(place).num_values for place in range(group.num_columns)) // max(1, group.num_rows) or 1
 
 
-def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+def _runs(table: pa.Table) -> pa.Array:
+    """Return the items of a long table, run-length encoded."""
+    ids = table[ITEM_ID].combine_chunks()
+    return pc.run_end_encode(ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids)
 
 
-def batch_to_rows(table: pa.Table, wish: Wish) -> pa.Table:
-    """Return a batch as a table of one row a series, which it may be already."""
-    kind = table.schema.field(TIMESTAMP).type
-    return table if is_list(kind) else frame_to_rows(table.to_pandas(ignore_metadata=True), wish)
+def scattered(files: Sequence[Path]) -> str | None:
+    """Return the first item of Parquet files whose rows do not follow each other."""
+    seen: set[int] = set()
+    current: object = None
+    for table in () if has_lists(files) else _scan(files, [ITEM_ID]):
+        for item_id in _runs(table).values.to_pylist():
+            if item_id != current and hash(item_id) in seen:
+                return str(item_id)
+            seen.add(hash(item_id))
+            current = item_id
+    return None
+
+
+def batches(files: Sequence[Path], wish: Wish) -> Iterator[pa.Table]:
+    """Yield Parquet files as tables of one row a series that memory can hold.
+
+    Of long files, whose items must not be scattered, the last item of a batch waits for the next one.
+    """
+    if has_lists(files):
+        yield from _scan(files)
+        return
+    waiting: list[pa.Table] = []
+    for table in _scan(files):
+        runs = _runs(table)
+        if waiting and _runs(waiting[-1]).values[0] != runs.values[0]:
+            yield _rows(waiting, wish)
+            waiting = []
+        if len(runs.values) > 1:
+            last = runs.run_ends[-2].as_py()
+            yield _rows([*waiting, table.slice(0, last)], wish)
+            waiting = []
+            table = table.slice(last)
+        waiting.append(table)
+    if waiting:
+        yield _rows(waiting, wish)
+
+
+def _rows(long: Sequence[pa.Table], wish: Wish) -> pa.Table:
+    return frame_to_rows(pa.concat_tables(long).to_pandas(ignore_metadata=True), wish)
 
 
 def mapped(files: Sequence[Path], wish: Wish, cache: Path) -> SeriesTable:
@@ -132,24 +122,22 @@ def mapped(files: Sequence[Path], wish: Wish, cache: Path) -> SeriesTable:
     Raises:
         InputError: a check fails, or the rows of an item do not stand together.
     """
-    key = content_key(files, wish.target, wish.known, BATCH_ROWS)
-    made = cache / f"{files[0].stem}-{key}.arrow"
+    made = cache / f"{files[0].stem}-{content_key(files, wish.target, wish.known, BATCH_ROWS)}.arrow"
     if not made.exists():
         cache.mkdir(parents=True, exist_ok=True)
+        if (item := scattered(files)) is not None:
+            raise InputError(
+                f"the rows of an item must stand together to be streamed, item {item!r} appears again after others; "
+                f"sort the file by {ITEM_ID!r} and {TIMESTAMP!r}, or read it into memory, without a cache"
+            )
+        rows = batches(files, wish)
+        first = next(rows, None)
+        if first is None:
+            raise InputError("the data set is empty, it has no rows")
         part = made.with_suffix(f".{os.getpid()}.partial")
-        intake = Intake(
-            wish._replace(trusted=True),  # checked when it is opened
-            again="the rows of an item must stand together to be streamed, item {!r} appears again after others; sort "
-            f"the file by {ITEM_ID!r} and {TIMESTAMP!r}, or read it into memory, without a cache",
-        )
         try:
-            rows = (batch_to_rows(table, wish) for table in batches(files))
-            first = next(rows, None)
-            if first is None:
-                raise InputError("the data set is empty, it has no rows")
             with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
                 for table in itertools.chain([first], rows):
-                    intake.check(table)
                     writer.write_table(table.cast(first.schema))
             part.replace(made)
         finally:

@@ -1,7 +1,6 @@
 """Series of a data set in Arrow tables of one row a series, in memory or mapped from a disk."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, overload
 
 import datasets
@@ -30,11 +29,7 @@ class Layout(NamedTuple):
     """How times with a zone were counted."""
 
     def check_same(self, other: "Layout", *, one: str, another: str) -> None:
-        """Check that another data set has the same variates, covariates and step.
-
-        Raises:
-            InputError: it differs; the message names both.
-        """
+        """Refuse another data set whose variates, covariates or step differ; the message names both."""
         for what, mine, theirs in (
             ("variates", list(self.names), list(other.names)),
             ("covariates", sorted(self.covariates), sorted(other.covariates)),
@@ -52,75 +47,48 @@ class Layout(NamedTuple):
             )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Facts:
-    """What is known of each series without reading its values."""
+class Facts(NamedTuple):
+    """What is known of series without reading their values, an array each."""
 
-    item_ids: list[str]
-    starts: pd.DatetimeIndex
+    item_ids: NDArray[np.object_]
+    starts: NDArray[np.datetime64]
     lengths: NDArray[np.int64]
     part: NDArray[np.int64]
-    """Which table it is in."""
+    """Which table each is in."""
     row: NDArray[np.int64]
     """Which row of it."""
 
     def take(self, places: NDArray[np.int64] | slice) -> "Facts":
         """Return the facts of some of the series."""
-        numbers = np.arange(len(self.item_ids))[places]
-        return Facts(
-            item_ids=[self.item_ids[number] for number in numbers],
-            starts=self.starts[numbers],
-            lengths=self.lengths[numbers],
-            part=self.part[numbers],
-            row=self.row[numbers],
-        )
+        return Facts._make(column[places] for column in self)
 
     @staticmethod
     def join(parts: Sequence["Facts"]) -> "Facts":
         """Put facts one after the other; their tables are numbered already."""
-        return Facts(
-            item_ids=[name for part in parts for name in part.item_ids],
-            starts=pd.DatetimeIndex(np.concatenate([part.starts.to_numpy() for part in parts])),
-            lengths=np.concatenate([part.lengths for part in parts]),
-            part=np.concatenate([part.part for part in parts]),
-            row=np.concatenate([part.row for part in parts]),
-        )
+        return Facts._make(np.concatenate(columns) for columns in zip(*parts, strict=True))
 
 
 class SeriesTable(Sequence[Series]):
-    """Checked series, whose values are read, without copies, when asked for."""
+    """Checked series, whose values are read when asked for."""
 
     def __init__(self, parts: Sequence[pa.Table | datasets.Dataset], facts: Facts, layout: Layout) -> None:
         self.parts, self.facts, self.layout = list(parts), facts, layout
-        self._columns: dict[tuple[int, str], _Lists] = {}
 
     @staticmethod
     def join(tables: Mapping[str, "SeriesTable"]) -> "SeriesTable":
-        """Put data sets one after the other; item ids become ``<name>/<item_id>``.
-
-        Raises:
-            InputError: they differ in variates, covariates or step.
-        """
-        names, found = list(tables), list(tables.values())
+        """Put data sets of one layout one after the other; item ids become ``<name>/<item_id>``."""
+        (first, layout), *_ = ((name, table.layout) for name, table in tables.items())
+        parts: list[pa.Table | datasets.Dataset] = []
         facts = []
-        before = 0
         for name, table in tables.items():
-            found[0].layout.check_same(table.layout, one=repr(names[0]), another=repr(name))
-            item_ids = [f"{name}/{item_id}" for item_id in table.facts.item_ids]
-            facts.append(replace(table.facts, item_ids=item_ids, part=table.facts.part + before))
-            before += len(table.parts)
-        return SeriesTable([part for table in found for part in table.parts], Facts.join(facts), found[0].layout)
-
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Steps of each series."""
-        return self.facts.lengths
+            layout.check_same(table.layout, one=repr(first), another=repr(name))
+            item_ids = np.array([f"{name}/{item_id}" for item_id in table.facts.item_ids], dtype=object)
+            facts.append(table.facts._replace(item_ids=item_ids, part=table.facts.part + len(parts)))
+            parts += table.parts
+        return SeriesTable(parts, Facts.join(facts), layout)
 
     def __len__(self) -> int:
         return len(self.facts.item_ids)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_columns": {}}
 
     @overload
     def __getitem__(self, index: int) -> Series: ...
@@ -131,18 +99,21 @@ class SeriesTable(Sequence[Series]):
     def __getitem__(self, index: int | slice) -> "Series | SeriesTable":
         if isinstance(index, slice):
             return self.take(index)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"series {index} of {len(self)}")
-        facts, layout = self.facts, self.layout
-        start = facts.starts[index]
-        target = [self._values(index, name) for name in layout.target]
+        item_id, start, _, part, row = (column[index] for column in self.facts)  # raises IndexError, which ends loops
+        found = self.parts[part]
+        table, layout = found if isinstance(found, pa.Table) else found.data.table, self.layout
+
+        def read(name: str) -> NDArray[np.floating[Any]]:
+            return numbers_of(table[name][int(row)].values)
+
+        target = [read(name) for name in layout.target]
         return Series(
-            item_id=facts.item_ids[index],
-            start=start,
-            freq=alias_from(parse_freq(layout.freq), start),
+            item_id=item_id,
+            start=pd.Timestamp(start),
+            freq=alias_from(parse_freq(layout.freq), pd.Timestamp(start)),
             target=target[0].reshape(len(layout.names), -1) if len(target) == 1 else np.stack(target),
             target_names=layout.names,
-            covariates={name: self._values(index, name) for name in layout.covariates},
+            covariates={name: read(name) for name in layout.covariates},
             known=layout.known,
         )
 
@@ -156,46 +127,9 @@ class SeriesTable(Sequence[Series]):
         Raises:
             InputError: one lies after the year 2262.
         """
-        ahead = np.tile(np.arange(steps), len(self))
         offset = parse_freq(self.layout.freq)
-        after = later(self.facts.starts, self.lengths, offset)
-        return later(after.repeat(steps), ahead, offset)
-
-    def _values(self, index: int, name: str) -> NDArray[np.floating[Any]]:
-        key = (int(self.facts.part[index]), name)
-        if key not in self._columns:
-            part = self.parts[key[0]]
-            table = part if isinstance(part, pa.Table) else part.data.table
-            self._columns[key] = _Lists(table[name])
-        return self._columns[key].read(int(self.facts.row[index]))
-
-
-class _Lists:
-    """A column of lists."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._chunks = [chunk for chunk in column.chunks if len(chunk)]
-        self._stops = np.cumsum([len(chunk) for chunk in self._chunks])
-        self._views = [_view(chunk) for chunk in self._chunks]
-
-    def read(self, row: int) -> NDArray[np.floating[Any]]:
-        number = int(np.searchsorted(self._stops, row, side="right"))
-        place = row - int(self._stops[number]) + len(self._chunks[number])
-        view = self._views[number]
-        if view is None:
-            return numbers_of(self._chunks[number][place].values)
-        values, stops = view
-        return values[stops[place] : stops[place + 1]]
-
-
-def _view(chunk: pa.Array) -> tuple[NDArray[np.floating[Any]], NDArray[np.integer[Any]]] | None:
-    """Return the values of lists of floats and where each list ends, without a copy; None where that takes one."""
-    if not (pa.types.is_list(chunk.type) or pa.types.is_large_list(chunk.type)) or chunk.null_count:
-        return None
-    values = chunk.values
-    if not (pa.types.is_float32(values.type) or pa.types.is_float64(values.type)) or values.null_count:
-        return None
-    return values.to_numpy(), chunk.offsets.to_numpy()
+        after = later(pd.DatetimeIndex(self.facts.starts), self.facts.lengths, offset)
+        return later(after.repeat(steps), np.tile(np.arange(steps), len(self)), offset)
 
 
 def numbers_of(values: pa.Array | None) -> NDArray[np.floating[Any]]:
@@ -215,11 +149,7 @@ def is_list(kind: pa.DataType) -> bool:
 
 
 def layout_of(series: Sequence[Series], *, name: str) -> Layout:
-    """Return what the series of a domain have in common.
-
-    Raises:
-        InputError: they differ in variates, covariates or step.
-    """
+    """Return what the series of a domain have in common; refuse variates, covariates or steps that differ."""
     if isinstance(series, SeriesTable):
         return series.layout
     layouts = [
@@ -232,4 +162,4 @@ def layout_of(series: Sequence[Series], *, name: str) -> Layout:
 
 def lengths_of(series: Sequence[Series]) -> NDArray[np.int64]:
     """Return the steps of each series, without reading values where it can."""
-    return series.lengths if isinstance(series, SeriesTable) else np.array([len(item) for item in series])
+    return series.facts.lengths if isinstance(series, SeriesTable) else np.array([len(item) for item in series])
