@@ -167,7 +167,7 @@ def values_ahead(future: pd.DataFrame, table: SeriesTable, *, horizon: int, trus
     times = pd.Series(table.layout.clock.read(pd.DatetimeIndex(future[TIMESTAMP])), index=future.index)
     keys: tuple[Any, Any] = (steps, times)
     if trusted:
-        keys = np.tile(np.arange(horizon), len(table)), times.groupby(future[ITEM_ID]).rank(method="first").sub(1)
+        keys = np.tile(np.arange(1, horizon + 1), len(table)), times.groupby(future[ITEM_ID]).rank(method="first")
     places = pd.MultiIndex.from_arrays([item_ids.repeat(horizon), keys[0]])
     place = places.get_indexer(pd.MultiIndex.from_arrays([future[ITEM_ID], keys[1]]))
     inside = np.flatnonzero(place >= 0)
