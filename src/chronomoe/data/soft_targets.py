@@ -2,12 +2,11 @@
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from chronomoe.data.windows import Batch, Window, collate, digest, model_inputs,
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
 
-WRITTEN_AT_ONCE = 1 << 24  # bytes
+BYTES = np.dtype(np.int64).itemsize
 
 
 @runtime_checkable
@@ -54,20 +53,6 @@ def revision(model: torch.nn.Module) -> str:
     return total.hexdigest()[:16]
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreKey:
-    """What the numbers in a store depend on besides the windows themselves."""
-
-    teacher: str
-    """Revision of the teacher's weights."""
-    dtype: str
-    """Type that the teacher computed in."""
-    windows: int
-    """Number of windows."""
-    horizon: int
-    """Steps of each."""
-
-
 class SoftTargetStore:
     """Soft targets of a set of windows in one memory-mapped bf16 file, so that training needs no teacher in memory.
 
@@ -76,14 +61,16 @@ class SoftTargetStore:
     """
 
     def __init__(self, folder: Path) -> None:
-        manifest = folder / "store.json"
-        if not manifest.exists():
-            raise InputError(f"{folder} holds no soft-target store; make one with SoftTargetStore.build")
+        if not (folder / "quantiles").exists():
+            raise InputError(
+                f"{folder} holds no soft-target store; make one with SoftTargetStore.build in a new folder"
+            )
         self.folder = folder
-        self.meta = json.loads(manifest.read_text())
-        self.first = np.load(folder / "first.npy", mmap_mode="r")
-        self.digests = np.load(folder / "digest.npy", mmap_mode="r")
-        self.values = np.load(folder / "quantiles.npy", mmap_mode="r")
+        self.meta = json.loads((folder / "store.json").read_text())
+        self.first = np.cumsum([0, *np.fromfile(folder / "rows", dtype=np.int64)])
+        self.digests = np.fromfile(folder / "digests", dtype=np.int64)
+        stored = np.memmap(folder / "quantiles", dtype=np.int16, mode="r")
+        self.values = stored.reshape(int(self.first[-1]), -1, self.meta["horizon"])
 
     def __call__(self, batch: Batch) -> Float[Tensor, "row quantile horizon"]:
         """Return normalised quantiles for the rows of a batch.
@@ -98,8 +85,7 @@ class SoftTargetStore:
                 "grouping differ); build it again"
             )
         rows = np.concatenate([np.arange(self.first[window], self.first[window + 1]) for window in windows])
-        stored = torch.from_numpy(self.values[rows].astype(np.int16)).view(torch.bfloat16)
-        return stored.float().to(batch["context"].device)
+        return torch.from_numpy(self.values[rows]).view(torch.bfloat16).float().to(batch["context"].device)
 
     @classmethod
     def build(
@@ -119,9 +105,13 @@ class SoftTargetStore:
             InputError: ``folder`` holds soft targets of another teacher or of other windows.
         """
         count, example = len(windows), windows[0]  # type: ignore[arg-type]
-        horizon = example.target.shape[1]
-        key = StoreKey(teacher=revision(teacher), dtype=str(teacher.dtype), windows=count, horizon=horizon)
-        wanted = {**vars(key), "first_digest": digest(example)}
+        wanted = {
+            "teacher": revision(teacher),
+            "dtype": str(teacher.dtype),
+            "windows": count,
+            "horizon": example.target.shape[1],
+            "first_digest": digest(example),
+        }
         if (folder / "store.json").exists():
             store = cls(folder)
             if store.meta != wanted:
@@ -132,39 +122,28 @@ class SoftTargetStore:
         if not started.exists() or started.read_text() != json.dumps(wanted):
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            sizes = [len(windows[index].context) for index in range(count)]
-            first = np.concatenate([[0], np.cumsum(sizes)])
-            np.save(scratch / "first.npy", first)
-            shape = (int(first[-1]), teacher.num_quantiles, horizon)
-            _write_zeros(scratch / "quantiles.npy", dtype=np.dtype(np.int16), shape=shape)
-            _write_zeros(scratch / "digest.npy", dtype=np.dtype(np.int64), shape=(count,))
-            (scratch / "done").write_text("0")
             started.write_text(json.dumps(wanted))
-        first = np.load(scratch / "first.npy")
-        values = np.load(scratch / "quantiles.npy", mmap_mode="r+")
-        digests = np.load(scratch / "digest.npy", mmap_mode="r+")
         live = LiveTeacher(teacher)
-        patch_size = teacher.chronos_config.output_patch_size
-        for start in range(int((scratch / "done").read_text() or 0), count, batch_size):
-            stop = min(start + batch_size, count)
-            batch = collate([windows[index] for index in range(start, stop)], patch_size=patch_size)
-            quantiles = live(to_device(batch, teacher.device)).to(torch.bfloat16).cpu()
-            values[first[start] : first[stop]] = quantiles.view(torch.int16).numpy()
-            digests[start:stop] = batch["digest"].numpy()
-            values.flush()
-            digests.flush()
-            (scratch / "done").write_text(str(stop))
-            progress(stop, count)
+        # Written one after the other, not through memory maps, which end the process where the disk is full.
+        with ExitStack() as files:
+            values, rows, digests = (
+                files.enter_context((scratch / name).open("ab")) for name in ("quantiles", "rows", "digests")
+            )
+            size = teacher.num_quantiles * example.target.shape[1] * torch.bfloat16.itemsize  # of one row
+            stops = size * np.cumsum([0, *np.fromfile(rows.name, dtype=np.int64)[: digests.tell() // BYTES]])
+            done = int(np.searchsorted(stops, values.tell(), side="right")) - 1  # windows that are there whole
+            for file, end in ((values, int(stops[done])), (rows, done * BYTES), (digests, done * BYTES)):
+                file.truncate(end)
+            for start in range(done, count, batch_size):
+                taken = [windows[index] for index in range(start, min(start + batch_size, count))]
+                batch = collate(taken, patch_size=teacher.chronos_config.output_patch_size)
+                quantiles = live(to_device(batch, teacher.device)).to(torch.bfloat16).cpu()
+                values.write(quantiles.view(torch.int16).numpy().tobytes())
+                rows.write(np.array([len(window.context) for window in taken], dtype=np.int64).tobytes())
+                digests.write(batch["digest"].numpy().tobytes())
+                for file in (values, rows, digests):
+                    file.flush()
+                progress(start + len(taken), count)
         (scratch / "store.json").write_text(json.dumps(wanted))
         scratch.rename(folder)
         return cls(folder)
-
-
-def _write_zeros(path: Path, *, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
-    """Write every block now: where the disk is full, writing to a memory-mapped hole would end the process."""
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    left = math.prod(shape) * dtype.itemsize
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        while left > 0:
-            left -= file.write(bytes(min(left, WRITTEN_AT_ONCE)))

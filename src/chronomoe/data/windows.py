@@ -1,5 +1,6 @@
 """Windows: one context and what follows it, cut at a cutoff, with all rows of its group."""
 
+import bisect
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import ConcatDataset, Dataset
 
 from chronomoe.data.domains import Domain
 from chronomoe.data.series import Series
@@ -96,11 +98,7 @@ def _spans(domain: Domain, part: Part, config: WindowConfig) -> _Spans:
 
 
 def check_seed(seed: int) -> None:
-    """Check that every generator takes a seed.
-
-    Raises:
-        InputError: it is negative or has more than 32 bits.
-    """
+    """Refuse a seed that not every generator takes."""
     if not 0 <= seed < 2**32:
         raise InputError(f"seed must be from 0 to {2**32 - 1}, got {seed}")
 
@@ -189,23 +187,16 @@ class EvaluationWindows(Dataset[Window]):
         )
 
 
-class JoinedWindows(Dataset[Window]):
+class JoinedWindows(ConcatDataset[Window]):
     """Windows of several data sets, one after the other, numbered on."""
-
-    def __init__(self, parts: Sequence[EvaluationWindows]) -> None:
-        self.parts = list(parts)
-        self._stops = np.cumsum([len(part) for part in self.parts])
-
-    def __len__(self) -> int:
-        return int(self._stops[-1])
 
     def owner(self, index: int) -> int:
         """Return which data set window ``index`` is from."""
-        return int(np.searchsorted(self._stops, index, side="right"))
+        return bisect.bisect_right(self.cumulative_sizes, index)
 
     def __getitem__(self, index: int) -> Window:
-        part = self.owner(index)
-        return self.parts[part][index - int(self._stops[part]) + len(self.parts[part])]._replace(index=index)
+        window: Window = super().__getitem__(index)
+        return window._replace(index=index)
 
 
 def digest(window: Window) -> int:
@@ -223,30 +214,24 @@ def collate(windows: Sequence[Window], *, patch_size: int) -> Batch:
 
     Contexts are padded on the left with NaN to the longest of the batch and every window is a group of its own.
     """
-    longest = max(window.context.shape[1] for window in windows)
     horizon = max(window.target.shape[1] for window in windows)
     sizes = torch.tensor([len(window.context) for window in windows])
     batch: Batch = {
-        "context": _stack([window.context for window in windows], longest, left=True),
-        "future_target": _stack([window.target for window in windows], horizon, left=False),
+        "context": _stack([window.context for window in windows], padding_side="left"),
+        "future_target": _stack([window.target for window in windows]),
         "group_ids": torch.repeat_interleave(torch.arange(len(windows)), sizes),
         "num_output_patches": -(-horizon // patch_size),
         "window": torch.tensor([window.index for window in windows]),
         "digest": torch.tensor([digest(window) for window in windows]),
     }
     if any(not np.isnan(window.known).all() for window in windows):
-        batch["future_covariates"] = _stack([window.known for window in windows], horizon, left=False)
+        batch["future_covariates"] = _stack([window.known for window in windows])
     return batch
 
 
-def _stack(parts: Sequence[NDArray[np.float32]], length: int, *, left: bool) -> Tensor:
-    stacked = np.full((sum(len(part) for part in parts), length), np.nan, dtype=np.float32)
-    row = 0
-    for part in parts:
-        place = slice(length - part.shape[1], None) if left else slice(0, part.shape[1])
-        stacked[row : row + len(part), place] = part
-        row += len(part)
-    return torch.from_numpy(stacked)
+def _stack(groups: Sequence[NDArray[np.float32]], padding_side: str = "right") -> Tensor:
+    rows = [row for group in groups for row in torch.from_numpy(group)]
+    return pad_sequence(rows, batch_first=True, padding_value=torch.nan, padding_side=padding_side)
 
 
 MODEL_INPUTS = ("context", "group_ids", "future_covariates", "num_output_patches")
