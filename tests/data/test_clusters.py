@@ -1,3 +1,5 @@
+import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -6,10 +8,12 @@ import torch
 
 from chronomoe.data.clusters import cluster_domains, embed_series
 from chronomoe.data.domains import Domain
+from chronomoe.data.frames import frame_to_series
 from chronomoe.data.split import Split
+from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import use_exact_group_attention
-from sample_series import sample_domain, sample_series
+from sample_series import sample_domain, sample_series, series_to_frame
 
 
 @pytest.fixture
@@ -53,6 +57,33 @@ def test_every_series_is_in_one_cluster_and_keeps_split_and_seasonality(exact, d
 def test_the_same_seed_finds_the_same_clusters(exact, domains):
     first, second = (cluster_domains(domains, exact, num_clusters=3, seed=4) for _ in range(2))
     assert members(first) == members(second)
+
+
+class OnDisk(Sequence):
+    """Series that are made when they are read; knows how many there are at a time."""
+
+    def __init__(self, count):
+        self.count, self.most, self._alive = count, 0, weakref.WeakSet()
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        series = sample_series(seed=index)
+        self._alive.add(series)
+        self.most = max(self.most, len(self._alive))
+        return series
+
+
+def test_series_on_a_disk_are_read_one_after_the_other(exact):
+    series = OnDisk(20)
+    embed_series(exact, series, stops=[60] * 20, batch_size=4)
+    assert series.most <= 2
+    table = frame_to_series(series_to_frame([sample_series(seed=seed) for seed in range(6)]))
+    domain = Domain(name="table", series=table, seasonality=12)
+    for part in cluster_domains([domain], exact, num_clusters=2, seed=0):
+        assert isinstance(part.series, SeriesTable)
+        assert part.series.parts == table.parts
 
 
 def test_nothing_after_the_training_part_is_seen(exact, domains):

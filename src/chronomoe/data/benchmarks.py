@@ -49,19 +49,19 @@ def read_benchmark(
     """Read ``<name>.csv``, or else ``<name>.parquet``, from a folder or one below it: a time column, then the series.
 
     The benchmarks count rows, and ``weather.csv`` lacks some times, so each row counts as one step after the one before
-    whatever its time says. Values stay as they are, the -9999 in ``weather.csv`` too.
-
-    Args:
-        name: One of ``BENCHMARKS``.
-        folder: Where to look.
-        target: As in ``frame_to_series``, where the columns are not to be series of their own.
-        known_covariates: As in ``frame_to_series``.
-        freq: Pandas alias of one step, where it differs from the benchmark's.
+    whatever its time says. Values stay as they are, the -9999 in ``weather.csv`` too. Options as ``frame_to_series``.
 
     Raises:
         InputError: no such file, or it breaks a rule of ``frame_to_series``.
     """
-    path = _find(name, Path(folder))
+    check_file(Path(folder))
+    named = [path for suffix in (".csv", ".csv.gz", ".parquet") for path in Path(folder).rglob(name + suffix)]
+    if not named:
+        raise InputError(
+            f"no {name}.csv or {name}.parquet in {str(folder)!r} or a folder below it; "
+            "pass as folder= the one that holds the benchmark's files"
+        )
+    path = min(named, key=lambda path: (path.suffix == ".parquet", path.suffix == ".gz", len(path.parts), path))
     frame = read_table(path)
     time = next((column for column in (DATE, TIMESTAMP) if column in frame), None)
     if time is None or frame.empty:
@@ -76,15 +76,4 @@ def read_benchmark(
         target=target,
         known_covariates=known_covariates,
         freq=step,
-    )
-
-
-def _find(name: str, folder: Path) -> Path:
-    check_file(folder)
-    for suffix in (".csv", ".csv.gz", ".parquet"):
-        if found := sorted(folder.rglob(name + suffix), key=lambda path: (len(path.parts), path)):
-            return found[0]
-    raise InputError(
-        f"no {name}.csv or {name}.parquet in {str(folder)!r} or a folder below it; "
-        "pass as folder= the one that holds the benchmark's files"
     )

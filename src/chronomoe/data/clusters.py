@@ -11,6 +11,7 @@ from torch import Tensor
 
 from chronomoe.data.domains import Domain
 from chronomoe.data.series import Series
+from chronomoe.data.table import lengths_of, take
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
 
@@ -55,29 +56,26 @@ def cluster_domains(
     """Regroup the series of some domains by k-means on their embeddings.
 
     Series keep the split and seasonality of the domain they come from, so a cluster can hold parts of several; each
-    part is a domain called ``cluster-<c>/<domain>``, and those of one cluster train one expert.
+    part is a domain called ``cluster-<c>/<domain>``, and those of one cluster train one expert. Series that lie on a
+    disk stay there, a batch of them in memory at a time.
 
     Raises:
         InputError: fewer series than clusters.
     """
-    series = [(domain, item) for domain in domains for item in domain.series]
-    if not 1 <= num_clusters <= len(series):
+    sizes = [len(domain.series) for domain in domains]
+    if not 1 <= num_clusters <= sum(sizes):
         raise InputError(
-            f"the number of clusters must be from 1 to {len(series)}, the number of series, got {num_clusters}"
+            f"the number of clusters must be from 1 to {sum(sizes)}, the number of series, got {num_clusters}"
         )
-    embedding = embed_series(
-        teacher,
-        [item for _, item in series],
-        stops=[domain.split(item).train for domain, item in series],
-    )
+    stops = [[domain.cutoffs.of(int(length)).train for length in lengths_of(domain.series)] for domain in domains]
+    found = [embed_series(teacher, domain.series, stops=own) for domain, own in zip(domains, stops, strict=True)]
+    embedding = torch.cat(found)
     standard = (embedding - embedding.mean(dim=0)) / embedding.std(dim=0, correction=0).clamp(min=1e-6)
     labels = KMeans(num_clusters, n_init=10, random_state=seed).fit_predict(standard.numpy())
     clusters = []
     for cluster in range(num_clusters):
-        for domain in domains:
-            own = [
-                item for (home, item), label in zip(series, labels, strict=True) if label == cluster and home is domain
-            ]
-            if own:
-                clusters.append(replace(domain, name=f"cluster-{cluster}/{domain.name}", series=own))
+        for domain, own in zip(domains, np.split(labels == cluster, np.cumsum(sizes)[:-1]), strict=True):
+            if own.any():
+                series = take(domain.series, np.flatnonzero(own))
+                clusters.append(replace(domain, name=f"cluster-{cluster}/{domain.name}", series=series))
     return clusters

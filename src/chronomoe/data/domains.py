@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import datasets
 
@@ -61,20 +61,13 @@ class Domain:
         """Return the rows at which train, validation and test end in one of the series.
 
         Targets of a part lie within its rows; the context of a validation or test window may reach back before them.
-
-        Raises:
-            InputError: the series is shorter than absolute cutoffs ask.
         """
         return self.cutoffs.of(len(series))
 
 
 def demo_domains() -> list[str]:
-    """Return the names of the domains that ship with the package.
-
-    Raises:
-        InputError: the package was installed without them.
-    """
-    return list(_demo_entries(_demo_folder()))
+    """Return the names of the domains that ship with the package."""
+    return list(_demo_entries())
 
 
 def load_domain(
@@ -109,13 +102,15 @@ def load_domain(
         InputError: there is no such domain, or its data break a rule of ``read_series``.
     """
     known: dict[str, Any] = {}
-    columns: _Columns = {"target": target, "known_covariates": known_covariates, "freq": freq}
+    columns: dict[str, Any] = {"target": target, "known_covariates": known_covariates, "freq": freq}
     series: Sequence[Series]
     if isinstance(spec, datasets.Dataset):
         found, series = "dataset", dataset_to_series(spec, **columns)
     elif str(spec).startswith(DEMO):
-        found = str(spec).removeprefix(DEMO)
-        known = _demo_entry(found, _demo_folder())
+        found, entries = str(spec).removeprefix(DEMO), _demo_entries()
+        if found not in entries:
+            raise InputError(f"Unknown demo domain {found!r}. Available: {listed(entries)}.{nearest(found, entries)}")
+        known = entries[found]
         columns["freq"] = freq or known["freq"]
         with resources.as_file(_demo_folder() / known["file"]) as path:
             series = read_series(path, **columns)
@@ -145,30 +140,17 @@ def load_domain(
     )
 
 
-class _Columns(TypedDict):
-    target: str | Sequence[str]
-    known_covariates: Sequence[str]
-    freq: str | None
-
-
 def _demo_folder() -> Traversable:
     return resources.files("chronomoe") / "assets" / "demo"
 
 
-def _demo_entries(folder: Traversable) -> dict[str, dict[str, Any]]:
+def _demo_entries() -> dict[str, dict[str, Any]]:
     """Return what ``domains.json`` says of each domain: ``file``, ``freq``, ``seasonality``, ``description``."""
-    index = folder / "domains.json"
+    index = _demo_folder() / "domains.json"
     if not index.is_file():
         raise InputError(f"the demo series are not installed, {index} is missing; reinstall chronomoe, or pass a file")
     entries: dict[str, dict[str, Any]] = json.loads(index.read_text(encoding="utf-8"))
     return entries
-
-
-def _demo_entry(name: str, folder: Traversable) -> dict[str, Any]:
-    entries = _demo_entries(folder)
-    if name not in entries:
-        raise InputError(f"Unknown demo domain {name!r}. Available: {listed(entries)}.{nearest(name, entries)}")
-    return entries[name]
 
 
 def _load_hub(place: str, cache_dir: str | os.PathLike[str] | None) -> tuple[str, datasets.Dataset]:
@@ -193,8 +175,10 @@ def _load_hub(place: str, cache_dir: str | os.PathLike[str] | None) -> tuple[str
 
 
 def _unknown(spec: str) -> InputError:
-    folder = _demo_folder()
-    demos = [DEMO + name for name in _demo_entries(folder)] if (folder / "domains.json").is_file() else []
+    try:
+        demos = [DEMO + name for name in _demo_entries()]
+    except InputError:  # installed without them
+        demos = []
     names = [*demos, *BENCHMARKS]
     same = next((name for name in names if name.lower() in (spec.lower(), DEMO + spec.lower())), None)
     hint = f" Did you mean {same!r}?" if same else nearest(spec, names) or nearest(DEMO + spec, demos)

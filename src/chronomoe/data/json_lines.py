@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,25 +43,23 @@ def json_lines_to_rows(path: Path, wish: Wish) -> tuple[pa.Table, Wish]:
     rows: list[dict[str, Any]] = []
     for number, fields in _objects(path):
         where = f"{str(path)!r} line {number}"
-        row = _row(fields, where=where, freq=freq) | {ITEM_ID: str(fields.get(ITEM_ID, number - 1))}
-        if rows and set(row) != set(rows[0]):
-            names = [sorted(set(one) - {ITEM_ID, START, FREQ}) for one in (rows[0], row)]
+        rows.append(_row(fields, where=where, freq=freq) | {ITEM_ID: str(fields.get(ITEM_ID, number - 1))})
+        if set(rows[-1]) != set(rows[0]):
+            first, last = (sorted(set(row) - {ITEM_ID, START, FREQ}) for row in (rows[0], rows[-1]))
             raise InputError(
                 f"{where}: series that belong together must have the same variates and covariates, the first one has "
-                f"{names[0]}, this one {names[1]}; write them into files of their own"
+                f"{first}, this one {last}; write them into files of their own"
             )
-        rows.append(row)
     if not rows:
         raise InputError(f"{str(path)!r} is empty")
-    columns = {}
-    for name in rows[0]:
-        kind = {ITEM_ID: pa.string(), FREQ: pa.string(), START: pa.timestamp("ns")}.get(name)
-        columns[name] = pa.array([row[name] for row in rows], type=kind or pa.large_list(pa.float64()))
-    known = tuple(name for name in columns if name.startswith(KNOWN))
-    target = tuple(name for name in columns if name.startswith(TARGET))
+    kinds = {ITEM_ID: pa.string(), FREQ: pa.string(), START: pa.timestamp("ns")}
+    lists = [name for name in rows[0] if name not in kinds]
+    schema = pa.schema(kinds | dict.fromkeys(lists, pa.large_list(pa.float64())))
+    known = tuple(name for name in lists if name.startswith(KNOWN))
     if other := set(wish.known) - set(known):
         raise InputError(f"known covariates of GluonTS JSON lines are {list(known) or 'none'}, got {sorted(other)}")
-    return pa.table(columns), wish._replace(target=target, known=known)
+    target = tuple(name for name in lists if name.startswith(TARGET))
+    return pa.Table.from_pylist(rows, schema=schema), wish._replace(target=target, known=known)
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -95,27 +93,23 @@ def _row(fields: dict[str, Any], *, where: str, freq: str | None) -> dict[str, A
     start = pd.to_datetime(str(fields[START]), errors="coerce")
     if pd.isna(start):
         raise InputError(f"{where}: start must be a date or time, got {fields[START]!r}")
-    start = _on_offset(start.tz_convert("UTC").tz_localize(None) if start.tz else start, offset)
     target = np.atleast_2d(_numbers(fields[TARGET], name=TARGET, where=where))
-    row: dict[str, Any] = {START: start, FREQ: offset.freqstr}
-    row |= dict(zip(_variates(target), target, strict=True))
+    names = [TARGET] if len(target) == 1 else [f"{TARGET}_{variate}" for variate in range(len(target))]
+    row = {START: _on_offset(start, offset), FREQ: offset.freqstr} | dict(zip(names, target, strict=True))
+    steps = target.shape[1]
     for name in (KNOWN, PAST_ONLY):
-        rows = fields.get(name) or []
-        if not isinstance(rows, list):
-            raise InputError(f"{where}: {name} must be a list of lists of numbers, got {str(rows)[:40]!r}")
-        for index, covariate in enumerate(rows):
+        covariates = fields.get(name) or []
+        if not isinstance(covariates, list):
+            raise InputError(f"{where}: {name} must be a list of lists of numbers, got {str(covariates)[:40]!r}")
+        for index, covariate in enumerate(covariates):
             values = _numbers(covariate, name=f"{name}_{index}", where=where)
-            if values.ndim != 1 or len(values) < target.shape[1]:
+            if values.ndim != 1 or len(values) < steps:
                 raise InputError(
-                    f"{where}: {name} must have a value for each of the target's {target.shape[1]} steps, "
+                    f"{where}: {name} must have a value for each of the target's {steps} steps, "
                     f"got {values.size} in row {index}"
                 )
-            row[f"{name}_{index}"] = values[: target.shape[1]]
+            row[f"{name}_{index}"] = values[:steps]
     return row
-
-
-def _variates(target: NDArray[np.float64]) -> Sequence[str]:
-    return [TARGET] if len(target) == 1 else [f"{TARGET}_{variate}" for variate in range(len(target))]
 
 
 def _numbers(values: Any, *, name: str, where: str) -> NDArray[np.float64]:
@@ -130,6 +124,7 @@ def _numbers(values: Any, *, name: str, where: str) -> NDArray[np.float64]:
 
 def _on_offset(start: pd.Timestamp, offset: BaseOffset) -> pd.Timestamp:
     """Return the stamp of the calendar period that ``start`` lies in; GluonTS writes any time within it."""
+    start = start.tz_convert("UTC").tz_localize(None) if start.tz else start
     if isinstance(offset, Tick | pd.offsets.Week) or offset.is_on_offset(start):
         return start
     return offset.rollback(start) if "S" in offset.name.split("-")[0] else offset.rollforward(start)

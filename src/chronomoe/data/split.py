@@ -45,11 +45,7 @@ class Split:
             )
 
     def of(self, length: int) -> Stops:
-        """Return the stops in a series of ``length`` rows.
-
-        Raises:
-            InputError: the series ends before the absolute rows do.
-        """
+        """Return the stops in a series of ``length`` rows; refuse one that ends before the absolute rows do."""
         if self.stops is None:
             return Stops(int(self.train * length), length - int(self.test * length), length)
         if length < self.stops[-1]:

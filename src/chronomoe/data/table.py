@@ -163,3 +163,8 @@ def layout_of(series: Sequence[Series], *, name: str) -> Layout:
 def lengths_of(series: Sequence[Series]) -> NDArray[np.int64]:
     """Return the steps of each series, without reading values where it can."""
     return series.facts.lengths if isinstance(series, SeriesTable) else np.array([len(item) for item in series])
+
+
+def take(series: Sequence[Series], places: NDArray[np.int64]) -> Sequence[Series]:
+    """Return some of the series, without reading values where it can."""
+    return series.take(places) if isinstance(series, SeriesTable) else [series[place] for place in places]
