@@ -49,8 +49,9 @@ class Inputs:
                 EvaluationWindows(domain, config.windows, part=part)
         for domain in self.held_out:
             EvaluationWindows(domain, config.windows, part="test")
-        preset = config.student
-        size = preset if isinstance(preset, StudentConfig) else StudentConfig.preset(preset, self.teacher)
+        size = config.student
+        if not isinstance(size, StudentConfig):
+            size = StudentConfig.preset(size, self.teacher)
         self.groups = self._groups()
         self._check_members()
         self.budget = Budget(
@@ -115,12 +116,7 @@ class Inputs:
             )
 
     def check_routes(self) -> None:
-        """Refuse settings of routes 2 and 3 that this teacher, these sizes or this budget cannot meet.
-
-        Raises:
-            InputError: widths do not divide, a block is not there, a part of the budget is less than one step, or
-                several processes are to grow one model.
-        """
+        """Refuse settings of routes 2 and 3 that this teacher, sizes, budget or number of processes cannot meet."""
         if "upcycle" in self.config.routes:
             self.upcycling_plan()
         if "expand" in self.config.routes:
@@ -148,16 +144,12 @@ class Inputs:
 
     def rows_of(self, group: str) -> list[int]:
         """Return the numbers of the training windows of a group, with its share of all others."""
-        windows = self.material.windows
-        own = np.array([index for index in range(len(windows)) if self._belongs(windows, index, group)])
-        share = self.config.experts.own_share
-        others = np.setdiff1d(np.arange(len(windows)), own)
+        windows, share = self.material.windows, self.config.experts.own_share
+        belongs = [windows.domains[windows.domain_of(index)] in self.groups[group] for index in range(len(windows))]
+        own, others = np.flatnonzero(belongs), np.flatnonzero(~np.array(belongs))
         count = min(len(others), round(len(own) * (1 - share) / share))
         drawn = np.random.default_rng(self.seed("other windows", group)).choice(others, size=count, replace=False)
         return [int(index) for index in np.concatenate([own, drawn])]
-
-    def _belongs(self, windows: TrainingWindows, index: int, group: str) -> bool:
-        return windows.domains[windows.domain_of(index)] in self.groups[group]
 
     def training(self, name: str, steps: int, learning_rate: float, schedule: Any = "cosine") -> DistilConfig:
         """Return how a model is trained for so many steps."""

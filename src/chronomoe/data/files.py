@@ -99,13 +99,9 @@ def stream_series(
         intake.report()
         return
     whole = read_series(path, target=target, known_covariates=known_covariates, freq=freq)
-    steps = np.cumsum(whole.facts.lengths)
-    first = 0
-    while first < len(whole):
-        before = steps[first - 1] if first else 0
-        last = max(first + 1, int(np.searchsorted(steps, before + parquet.BATCH_ROWS, side="right")))
-        yield whole[first:last]
-        first = last
+    part = np.cumsum(whole.facts.lengths) // parquet.BATCH_ROWS
+    for number in np.unique(part):
+        yield whole.take(np.flatnonzero(part == number))
 
 
 def _tables(path: Path) -> dict[str, list[Path]]:

@@ -64,17 +64,7 @@ def forecast(
 ) -> pd.DataFrame:
     """Forecast series and return a row for each step: ids, times, ``target_name``, ``predictions`` and each level.
 
-    Args:
-        predict_quantiles: as in ``Chronos2Pipeline``.
-        table: checked series.
-        horizon: steps to forecast.
-        levels: quantile levels.
-        ahead: known covariates.
-        context_length: latest steps of each series that are looked at.
-        **options: of ``predict_quantiles``.
-
-    Raises:
-        InputError: a forecast step lies after the year 2262.
+    ``predict_quantiles`` is that of ``Chronos2Pipeline``, and ``options`` are its.
     """
     times = table.layout.clock.show(table.horizon(horizon))
     known = [{name: values[index] for name, values in (ahead or {}).items()} for index in range(len(table))]
@@ -132,14 +122,9 @@ def known_names(frame: pd.DataFrame) -> tuple[str, ...]:
 
 
 def read_future(frame: pd.DataFrame, *, only: str | None) -> pd.DataFrame:
-    """Return a frame of future values with ``item_id`` and parsed ``timestamp``.
+    """Return a frame of future values with ``item_id`` as text and parsed ``timestamp``.
 
-    Args:
-        frame: as it was given.
-        only: the item where there is a single one, whose id may be missing on one of both sides.
-
-    Raises:
-        InputError: columns are missing or misnamed, or there is no covariate.
+    ``only`` is the item where there is a single one, whose id may be missing on one of both sides.
     """
     frame = tidy(frame)
     frame = frame.rename(columns={} if TIMESTAMP in frame else {DATE: TIMESTAMP})
@@ -154,11 +139,7 @@ def read_future(frame: pd.DataFrame, *, only: str | None) -> pd.DataFrame:
 def values_ahead(future: pd.DataFrame, table: SeriesTable, *, horizon: int, trusted: bool = False) -> Ahead:
     """Return the known covariates of the forecast steps; rows of other times and items are ignored.
 
-    Args:
-        future: of ``read_future``.
-        table: the past.
-        horizon: steps to forecast.
-        trusted: take the first rows of each item whatever their times, and any value.
+    Where the caller is ``trusted``, the first rows of each item are taken whatever their times and values.
 
     Raises:
         InputError: a step is missing, or given twice, or a value is not a finite number.

@@ -54,11 +54,7 @@ def is_wide(frame: pd.DataFrame) -> bool:
 
 
 def to_long(frame: pd.DataFrame, wish: Wish) -> pd.DataFrame:
-    """Return a long frame with times parsed: a wide one is turned, and ``item_id`` is added to a frame of one series.
-
-    Raises:
-        InputError: columns are missing or misnamed, or hold no times.
-    """
+    """Return a long frame with times parsed: a wide one is turned, a frame of one series gets its ``item_id``."""
     frame = tidy(frame)
     wide = wish.target == (TARGET,) and is_wide(frame)
     if wide and wish.known:
@@ -94,11 +90,7 @@ def _turned(wide: pd.DataFrame) -> pd.DataFrame:
 
 
 def frame_to_rows(frame: pd.DataFrame, wish: Wish) -> pa.Table:
-    """Return a long or wide frame as an Arrow table with one row a series, in order of first appearance.
-
-    Raises:
-        InputError: columns are missing, hold no numbers or no times, or a row names no item.
-    """
+    """Return a long or wide frame as an Arrow table with one row a series, in order of first appearance."""
     frame = to_long(frame, wish)
     names = [name for name in frame.columns if name not in {ITEM_ID, TIMESTAMP}]
     check_known(wish.known, [name for name in names if name not in wish.target])
@@ -120,11 +112,7 @@ def frame_to_rows(frame: pd.DataFrame, wish: Wish) -> pa.Table:
 
 
 def tidy(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return a frame with named index levels as columns, all names as text, and no column that has none.
-
-    Raises:
-        InputError: it is empty, or a name is used twice.
-    """
+    """Return a frame with named index levels as columns, names as text, each once, and no column that has none."""
     if set(frame.index.names) & {ITEM_ID, TIMESTAMP, DATE}:
         frame = frame.reset_index()
     if frame.empty:

@@ -113,13 +113,7 @@ def check_increasing(rows: Rows) -> None:
 
 
 def check_regular(rows: Rows, offset: BaseOffset, *, given: bool) -> None:
-    """Refuse increasing timestamps that are not one step after the one before in their series.
-
-    Args:
-        rows: Increasing timestamps.
-        offset: The step. Weekly series may have their own weekdays.
-        given: Whether the caller stated the step, rather than the data.
-    """
+    """Refuse increasing timestamps that are not one step, which the caller may have ``given``, after the one before."""
     rule = f"irregular frequency: timestamps must follow {offset.freqstr!r} ({'given' if given else 'inferred'}), which"
     mend = (
         "Reindex so that every step has a row, NaN where missing (frame.asfreq for one item), "
@@ -153,11 +147,7 @@ def _fixed(offset: BaseOffset) -> pd.Timedelta | None:
 
 
 def later(times: pd.DatetimeIndex, steps: NDArray[np.int64], offset: BaseOffset) -> pd.DatetimeIndex:
-    """Return the times that lie some steps after others, element by element, all of one frequency at once.
-
-    Raises:
-        InputError: one lies after the year 2262.
-    """
+    """Return the times that lie some steps after others, element by element; refuse those after the year 2262."""
     step, most = _fixed(offset), int(steps.max(initial=0))
     try:
         if step is not None:
@@ -238,9 +228,6 @@ def default_seasonality(freq: str) -> int:
     The day for hours and minutes (24 for ``h``, 96 for ``15min``), the hour for seconds, the week for days (7, business
     days 5), the year for weeks, months and quarters (52, 12, 4). ``gluonts.time_feature.get_seasonality`` agrees but
     for days and weeks, where it gives 1. A step that does not divide the period, such as ``7min``, gives 1.
-
-    Raises:
-        InputError: ``freq`` is not an offset alias.
     """
     offset = parse_freq(freq)
     period, rest = divmod(_PERIODS.get(offset.name.split("-")[0], 1), offset.n)

@@ -71,12 +71,7 @@ class Intake:
         self._seen: set[str] = set()
 
     def check(self, table: pa.Table, *, part: int = 0, first: int = 0) -> Facts:
-        """Check rows and return what is known of those that have a target value.
-
-        Args:
-            table: one row a series.
-            part: number of the table that they belong to.
-            first: number of the first of them in it.
+        """Check rows, the ``first`` and following ones of a ``part``, and return what is known of those with a value.
 
         Raises:
             InputError: a list is shorter than the times of its row, a value is infinite, times are unsorted,
@@ -232,11 +227,7 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
 
 
 def take_in(tables: Iterable[pa.Table], wish: Wish) -> SeriesTable:
-    """Check tables of one row a series that fit into memory.
-
-    Raises:
-        InputError: they break a rule of ``Intake``.
-    """
+    """Check tables of one row a series that fit into memory."""
     intake, parts = Intake(wish), list(tables)
     facts = [intake.check(table, part=number) for number, table in enumerate(parts)]
     layout = intake.report()

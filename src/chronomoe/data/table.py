@@ -99,18 +99,19 @@ class SeriesTable(Sequence[Series]):
     def __getitem__(self, index: int | slice) -> "Series | SeriesTable":
         if isinstance(index, slice):
             return self.take(index)
-        item_id, start, _, part, row = (column[index] for column in self.facts)  # raises IndexError, which ends loops
-        found = self.parts[part]
-        table, layout = found if isinstance(found, pa.Table) else found.data.table, self.layout
+        facts, layout = self.facts, self.layout
+        start = pd.Timestamp(facts.starts[index])  # the IndexError beyond the last one ends loops
+        part, row = self.parts[facts.part[index]], int(facts.row[index])
+        table = part if isinstance(part, pa.Table) else part.data.table
 
         def read(name: str) -> NDArray[np.floating[Any]]:
-            return numbers_of(table[name][int(row)].values)
+            return numbers_of(table[name][row].values)
 
         target = [read(name) for name in layout.target]
         return Series(
-            item_id=item_id,
-            start=pd.Timestamp(start),
-            freq=alias_from(parse_freq(layout.freq), pd.Timestamp(start)),
+            item_id=facts.item_ids[index],
+            start=start,
+            freq=alias_from(parse_freq(layout.freq), start),
             target=target[0].reshape(len(layout.names), -1) if len(target) == 1 else np.stack(target),
             target_names=layout.names,
             covariates={name: read(name) for name in layout.covariates},
@@ -122,11 +123,7 @@ class SeriesTable(Sequence[Series]):
         return SeriesTable(self.parts, self.facts.take(places), self.layout)
 
     def horizon(self, steps: int) -> pd.DatetimeIndex:
-        """Return the times of the steps that follow each series, as they are counted: all of the first one, and so on.
-
-        Raises:
-            InputError: one lies after the year 2262.
-        """
+        """Return the times of the steps that follow each series, as they are counted: all of the first one, then on."""
         offset = parse_freq(self.layout.freq)
         after = later(pd.DatetimeIndex(self.facts.starts), self.facts.lengths, offset)
         return later(after.repeat(steps), np.tile(np.arange(steps), len(self)), offset)

@@ -151,11 +151,7 @@ class TrainingWindows(Dataset[Window]):
 
 
 class EvaluationWindows(Dataset[Window]):
-    """Windows at regular cutoffs of one part of one domain, a horizon apart; at most ``limit``, evenly spread.
-
-    Raises:
-        InputError: no series is long enough.
-    """
+    """Windows at regular cutoffs of one part of one domain, a horizon apart; at most ``limit``, evenly spread."""
 
     def __init__(self, domain: Domain, config: WindowConfig, *, part: Part, limit: int | None = None) -> None:
         self.domain, self.config = domain, config
