@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -198,6 +199,16 @@ def stock_forecasts(make_teacher, make_context, tmp_path_factory):
             name: (model(context, num_output_patches=2).quantile_preds, torch.load(root / name / "forecasts.pt"))
             for name, model in models.items()
         }
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real series, too large to ship: ``shared/data`` beside the checkout or further up."""
+    folders = [parent / "shared" / "data" for parent in Path(__file__).resolve().parents]
+    found = next((folder for folder in folders if folder.is_dir()), None)
+    if found is None:
+        pytest.skip("there is no shared/data beside the checkout or further up, which holds the real series")
+    return found
 
 
 @pytest.fixture

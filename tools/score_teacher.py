@@ -10,7 +10,6 @@ level), and coverage of the interval from 0.1 to 0.9; windows a horizon apart, a
 
 import argparse
 import json
-import math
 import statistics
 import time
 from pathlib import Path
@@ -21,6 +20,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from chronomoe.evaluation.baselines import last_season
+from chronomoe.evaluation.metrics import WindowScores, aggregate, geometric_mean, relative, score_windows
 from chronomoe.pipeline import ChronoMoEPipeline
 
 CONTEXT, HORIZON, WINDOWS = 512, 96, 400
@@ -73,14 +74,10 @@ def cut(file: File, *, stride: int, limit: int | None) -> Windows:
     return Windows(context[seen], target[seen])
 
 
-def seasonal_naive(context: NDArray[np.float32], *, period: int) -> NDArray[np.float32]:
-    """Repeat the last season; a missing value falls back to the season before, then to the last value."""
-    filled = pd.DataFrame(context).ffill(axis=1).bfill(axis=1).to_numpy()
-    season = filled[:, -period:].copy()
-    for back in range(context.shape[1] // period, 0, -1):
-        values = context[:, context.shape[1] - back * period :][:, :period]
-        season = np.where(np.isfinite(values), values, season)
-    return np.tile(season, (1, -(-HORIZON // period)))[:, :HORIZON]
+def seasonal_naive(context: NDArray[np.float32], *, period: int) -> NDArray[np.float64]:
+    """Repeat the last season of every window."""
+    seasons = np.stack([last_season(row.astype(np.float64), period) for row in context])
+    return seasons[:, np.arange(HORIZON) % period]
 
 
 def forecast(pipeline: ChronoMoEPipeline, windows: Windows) -> NDArray[np.float32]:
@@ -90,35 +87,32 @@ def forecast(pipeline: ChronoMoEPipeline, windows: Windows) -> NDArray[np.float3
     return torch.cat(predictions).numpy().astype(np.float32)
 
 
-def quantile_loss(quantiles: NDArray[np.float32], target: NDArray[np.float32], levels: list[float]) -> float:
-    """Twice the pinball loss, summed over observed steps, mean over levels."""
-    gap = (target[:, None] - quantiles).astype(np.float64)
-    level = np.asarray(levels)[:, None]
-    return float(np.nansum(2 * np.maximum(level * gap, (level - 1) * gap)) / len(levels))
+def scores(quantiles: NDArray[np.floating], target: NDArray[np.float32], levels: list[float]) -> WindowScores:
+    """Score every window; no metric here is scaled by a seasonal error."""
+    rows = len(target)
+    return score_windows(quantiles, target, levels=levels, seasonal_error=np.ones(rows), series=np.arange(rows))
 
 
 def score(pipeline: ChronoMoEPipeline, folder: Path) -> dict[str, dict[str, float]]:
     """Score a model on every file of a folder."""
     levels = list(pipeline.quantiles)
-    lower, median, upper = (levels.index(level) for level in (0.1, 0.5, 0.9))
     results = {}
     for path in sorted(folder.glob("*.parquet")):
         file = read(path)
         windows = cut(file, stride=HORIZON, limit=WINDOWS)
-        quantiles = forecast(pipeline, windows)
-        naive = seasonal_naive(windows.context, period=file.period)
-        error, naive_error = (np.abs(windows.target - guess) for guess in (quantiles[:, median], naive))
-        inside = (quantiles[:, lower] <= windows.target) & (windows.target <= quantiles[:, upper])
+        guess = np.repeat(seasonal_naive(windows.context, period=file.period)[:, None], len(levels), axis=1)
+        model = {path.stem: scores(forecast(pipeline, windows), windows.target, levels)}
+        naive = {path.stem: scores(guess, windows.target, levels)}
         results[path.stem] = {
             "windows": len(windows.target),
-            "WQL": quantile_loss(quantiles, windows.target, levels) / float(np.nansum(naive_error, dtype=np.float64)),
-            "MAE": float(np.nansum(error) / np.nansum(naive_error)),
-            "coverage": float(inside.sum() / np.isfinite(windows.target).sum()),
+            "WQL": relative(model, naive, "WQL"),
+            "MAE": relative(model, naive, "MAE"),
+            "coverage": aggregate(model[path.stem])["coverage80"],
         }
         if path.stem in ("ETTh1", "ETTh2"):
             dense = cut(file, stride=24, limit=None)
-            gap = dense.target - forecast(pipeline, dense)[:, median]
-            results[path.stem] |= {"z_MSE": float(np.nanmean(gap**2)), "z_MAE": float(np.nanmean(np.abs(gap)))}
+            found = aggregate(scores(forecast(pipeline, dense), dense.target, levels))
+            results[path.stem] |= {"z_MSE": found["MSE"], "z_MAE": found["MAE"]}
     return results
 
 
@@ -129,7 +123,7 @@ def summary(results: dict[str, dict[str, float]]) -> dict[str, float]:
     dense = [name for name in ("ETTh1", "ETTh2") if name in results]
     figures = {f"{name} {key[2:]}": results[name][key] for name in dense for key in ("z_MSE", "z_MAE")}
     for metric in ("WQL", "MAE"):
-        figures[metric] = math.exp(statistics.mean(math.log(row[metric]) for row in every))
+        figures[metric] = geometric_mean(row[metric] for row in every)
         figures[f"better than naive in {metric}"] = sum(row[metric] < 1 for row in every)
     return figures | {
         "coverage": statistics.mean(coverage),

@@ -1,5 +1,4 @@
 import json
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -12,14 +11,6 @@ from chronomoe.data.frames import frame_to_series
 from chronomoe.errors import InputError, nearest
 
 STEPS = 50
-
-
-@pytest.fixture(scope="session")
-def shared_data():
-    folder = Path(__file__).parents[2] / ".." / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip("the benchmark files are not in ../shared/data")
-    return folder
 
 
 @pytest.fixture(autouse=True)

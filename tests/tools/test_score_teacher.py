@@ -107,21 +107,6 @@ def test_the_naive_forecast_falls_back_where_the_last_season_is_missing():
     )
 
 
-def test_the_quantile_loss_is_the_one_computed_by_hand():
-    target = np.array([[1.0, np.nan, 3.0]], dtype=np.float32)
-    quantiles = np.array([[[0.0, 0.0, 5.0], [2.0, 0.0, 3.0]]], dtype=np.float32)
-    by_hand = (2 * (0.1 * 1 + 0.9 * 2) + 2 * (0.1 * 1 + 0)) / 2  # levels 0.1 and 0.9; the missing step is left out
-    assert score_teacher.quantile_loss(quantiles, target, [0.1, 0.9]) == pytest.approx(by_hand)
-
-
-def test_the_quantile_loss_of_a_forecast_at_every_level_is_its_absolute_error():
-    rng = np.random.default_rng(0)
-    target, guess = rng.normal(size=(2, 4, HORIZON)).astype(np.float32)
-    levels = [0.1, 0.5, 0.9]
-    found = score_teacher.quantile_loss(np.repeat(guess[:, None], 3, axis=1), target, levels)
-    assert found == pytest.approx(float(np.abs(target - guess).sum()), rel=1e-5)
-
-
 def test_a_forecast_of_windows_is_that_of_each_alone(pipeline):
     windows = score_teacher.Windows(walks(CONTEXT, 3).T.astype(np.float32), np.zeros((3, HORIZON), dtype=np.float32))
     together = score_teacher.forecast(pipeline, windows)

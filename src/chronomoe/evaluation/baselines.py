@@ -33,7 +33,7 @@ def seasonal_naive(task: Task, *, levels: Sequence[float]) -> Float[np.ndarray, 
         place = seen_rows.get(int(window), 0)
         seen_rows[int(window)] = place + 1
         past = task.windows[window].context[place].astype(np.float64)
-        last = _last_season(past, season)
+        last = last_season(past, season)
         ahead = np.arange(horizon)
         gap = past[season:] - past[:-season] if len(past) > season else np.diff(past)
         spread = np.nanstd(gap) if np.isfinite(gap).any() else 0.0
@@ -41,7 +41,8 @@ def seasonal_naive(task: Task, *, levels: Sequence[float]) -> Float[np.ndarray, 
     return np.stack(rows)
 
 
-def _last_season(past: Float[np.ndarray, " time"], season: int) -> Float[np.ndarray, " season"]:
+def last_season(past: Float[np.ndarray, " time"], season: int) -> Float[np.ndarray, " season"]:
+    """Return the last season; a missing value falls back to the season before, then to the last value."""
     seen = past[np.isfinite(past)]
     latest = seen[-1] if len(seen) else 0.0
     padded = np.concatenate([np.full(-len(past) % season, np.nan), past]).reshape(-1, season)
