@@ -64,7 +64,8 @@ def predict_file(
     check_asked(horizon, levels)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1 row, got {batch_size}")
-    check_file_out(out, inputs=[file] if future is None else [file, future])
+    files = [file] if future is None else [file, future]
+    check_file_out(out, inputs=files)
     ahead = None if future is None else read_table(future)
     series = stream_series(
         file,
@@ -81,12 +82,15 @@ def predict_file(
     first.horizon(horizon)
     pipeline = ChronoMoEPipeline.from_pretrained(model)
     pipeline.model.to(place)
-    files = [file] if future is None else [file, future]
     scratch = out.with_name(f"{out.name}.parts")
     key = content_key(files, revision(pipeline.model), horizon, target, freq, list(levels))
     parts: list[Path] = []
     with room(out.parent, out.name):
-        _start(scratch, key)
+        mark = scratch / "key"
+        if not mark.exists() or mark.read_text() != key:  # unless the same forecast was interrupted
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            mark.write_text(key)
         with _progress(console) as progress:
             task = progress.add_task("series forecast", total=None)
             try:
@@ -113,15 +117,6 @@ def predict_file(
         rows = _join(parts, writing)
     shutil.rmtree(scratch)
     return rows
-
-
-def _start(scratch: Path, key: str) -> None:
-    """Make the folder of parts, empty unless the same forecast was interrupted."""
-    mark = scratch / "key"
-    if not mark.exists() or mark.read_text() != key:
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        mark.write_text(key)
 
 
 def _progress(console: Console | None) -> Progress:

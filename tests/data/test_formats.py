@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 import pickle
+import warnings
 
 import datasets
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from chronomoe.data.files import read_series, stream_series
+from chronomoe.data.frames import frame_to_series
 from chronomoe.data.intake import dataset_to_series
 from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
@@ -187,6 +189,48 @@ def test_a_list_of_lists_or_several_columns_make_a_multivariate_series():
     np.testing.assert_array_equal(
         dataset_to_series(columns, target=["target", "wind"])[1].target, [[6, 7, 8, 9], [2] * 4]
     )
+
+
+@pytest.mark.parametrize("target", [[[1.0, 2, 3], [4.0, 5]], [[[1.0, 2, 3], [0.0] * 3], [[4.0, 5], [0.0] * 2]]])
+@pytest.mark.parametrize("stated", [True, False])
+def test_rows_may_state_a_start_and_a_step_instead_of_times(target, stated):
+    columns = {"item_id": ["a", "b"], "start": [TIMES[0], TIMES[2]], "target": target}
+    dataset = datasets.Dataset.from_dict(columns | ({"freq": ["h", "H"]} if stated else {}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        series = dataset_to_series(dataset, freq=None if stated else "h")
+    assert [(item.start, item.freq, len(item)) for item in series] == [(TIMES[0], "h", 3), (TIMES[2], "h", 2)]
+    np.testing.assert_array_equal(series[1].target[0], [4, 5])
+
+
+def test_rows_that_state_a_start_need_one_step():
+    columns = {"start": [TIMES[0], TIMES[2]], "target": [[1.0, 2, 3], [4.0, 5]]}
+    with pytest.raises(InputError, match="say nothing of the step; pass freq="):
+        dataset_to_series(datasets.Dataset.from_dict(columns))
+    with pytest.raises(InputError, match="the same step, got 'h' and 'D'; pass freq="):
+        dataset_to_series(datasets.Dataset.from_dict(columns | {"freq": ["h", "D"]}))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("layout", ["long", "lists"])
+def test_part_files_of_other_columns_are_refused(frame, tmp_path, layout, cached):
+    frames = [frame, frame.assign(item_id="c" + frame["item_id"]).drop(columns="price")]
+    for number, part in enumerate(frames):
+        rows = part.groupby("item_id").agg(list).reset_index() if layout == "lists" else part
+        rows.to_parquet(tmp_path / f"part-{number}.parquet", index=False)
+    with pytest.raises(InputError, match="every part of a table must have the columns of the first one.*'price'"):
+        read_series(tmp_path, cache_dir=tmp_path / "cache") if cached else list(stream_series(tmp_path))
+
+
+@pytest.mark.parametrize("other", ["int64", "float32", "str"])
+def test_an_item_may_go_on_in_a_part_file_of_another_number_type(frame, tmp_path, other):
+    frame.iloc[:9].to_parquet(tmp_path / "part-0.parquet", index=False)
+    frame.iloc[9:].astype({"target": other}).to_parquet(tmp_path / "part-1.parquet", index=False)
+    if other == "str":
+        with pytest.raises(InputError, match="every part of a table must have the types of the first one"):
+            list(stream_series(tmp_path))
+    else:
+        same([series for part in stream_series(tmp_path) for series in part], frame_to_series(frame))
 
 
 def test_arrow_series_of_only_missing_values_are_dropped():

@@ -16,7 +16,7 @@ from chronomoe.data.checks import check_names, listed, one_line
 from chronomoe.data.frames import frame_to_rows
 from chronomoe.data.intake import Intake, Wish, dataset_to_series, take_in
 from chronomoe.data.json_lines import METADATA, json_lines_to_rows
-from chronomoe.data.parquet import batches, can_stream, has_lists, mapped, scattered
+from chronomoe.data.parquet import batches, layout_of_files, mapped, scattered
 from chronomoe.data.series import ITEM_ID, TARGET
 from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
@@ -90,7 +90,7 @@ def stream_series(
     """
     wish = Wish.of(target, known_covariates, freq)
     tables = list(_tables(path).values())
-    if len(tables) == 1 and can_stream(tables[0]) and scattered(tables[0]) is None:
+    if len(tables) == 1 and layout_of_files(tables[0]) and scattered(tables[0]) is None:
         intake = Intake(wish)
         for rows in batches(tables[0], wish):
             facts = intake.check(rows)
@@ -127,9 +127,10 @@ def _read(files: Sequence[Path], wish: Wish, cache: str | os.PathLike[str] | Non
     if suffix_of(files[0]) in JSON_SUFFIXES:
         found = [json_lines_to_rows(file, wish) for file in files]
         return take_in([table for table, _ in found], found[0][1])
-    if cache is not None and can_stream(files):
+    layout = layout_of_files(files)
+    if cache is not None and layout:
         return mapped(files, wish, Path(cache))
-    if has_lists(files):
+    if layout == "lists":
         return take_in(batches(files, wish), wish)
     frames = [read_table(file) for file in files]
     return take_in([frame_to_rows(frames[0] if len(frames) == 1 else pd.concat(frames), wish)], wish)
@@ -211,7 +212,7 @@ def _is_table(folder: Path, files: Sequence[Path]) -> bool:
         return False
     marked = suffix_of(folder) or any((folder / mark).exists() for mark in _TABLE_MARKS)
     stems = [file.name.removesuffix(suffix_of(file)) for file in files]
-    return bool(marked or has_lists(files) or all(re.fullmatch(_PART, stem) for stem in stems))
+    return bool(marked or layout_of_files(files) == "lists" or all(re.fullmatch(_PART, stem) for stem in stems))
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import datasets
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 
 from chronomoe.data.checks import one_line
 from chronomoe.data.frames import frame_to_rows
-from chronomoe.data.intake import Wish, dataset_to_series
+from chronomoe.data.intake import Intake, Wish, dataset_to_series
 from chronomoe.data.series import ITEM_ID, TIMESTAMP
 from chronomoe.data.table import SeriesTable, is_list
 from chronomoe.errors import InputError
@@ -23,24 +24,16 @@ BATCH_ROWS = 1 << 18
 """Rows of a long Parquet file, or their share of a file of lists, that are in memory at once."""
 
 
-def has_lists(files: Sequence[Path]) -> bool:
-    """Return whether files are Parquet with one row a series."""
-    kind = _time_type(files)
-    return kind is not None and is_list(kind)
-
-
-def can_stream(files: Sequence[Path]) -> bool:
-    """Return whether files can be read batch by batch: Parquet, long with real times or one row a series."""
-    kind = _time_type(files, beside=ITEM_ID)
-    return has_lists(files) or (kind is not None and (pa.types.is_timestamp(kind) or pa.types.is_date(kind)))
-
-
-def _time_type(files: Sequence[Path], beside: str = TIMESTAMP) -> pa.DataType | None:
+def layout_of_files(files: Sequence[Path]) -> Literal["lists", "long", None]:
+    """Return how Parquet files can be read batch by batch: one row a series, long with real times, or not at all."""
     if any(file.suffix.lower() not in SUFFIXES or file.is_dir() for file in files):
         return None
     with _opened(files[0]) as opened:
-        schema = opened.schema_arrow
-    return schema.field(TIMESTAMP).type if {TIMESTAMP, beside} <= set(schema.names) else None
+        kinds = {field.name: field.type for field in opened.schema_arrow}
+    time = kinds.get(TIMESTAMP, pa.null())
+    if is_list(time):
+        return "lists"
+    return "long" if ITEM_ID in kinds and (pa.types.is_timestamp(time) or pa.types.is_date(time)) else None
 
 
 def _opened(file: Path) -> pq.ParquetFile:
@@ -79,7 +72,7 @@ def scattered(files: Sequence[Path]) -> str | None:
     """Return the first item of Parquet files whose rows do not follow each other."""
     seen: set[int] = set()
     current: object = None
-    for table in () if has_lists(files) else _scan(files, [ITEM_ID]):
+    for table in _scan(files, [ITEM_ID]) if layout_of_files(files) == "long" else ():
         for item_id in _runs(table).values.to_pylist():
             if item_id != current and hash(item_id) in seen:
                 return str(item_id)
@@ -93,7 +86,7 @@ def batches(files: Sequence[Path], wish: Wish) -> Iterator[pa.Table]:
 
     Of long files, whose items must not be scattered, the last item of a batch waits for the next one.
     """
-    if has_lists(files):
+    if layout_of_files(files) == "lists":
         yield from _scan(files)
         return
     waiting: list[pa.Table] = []
@@ -113,7 +106,11 @@ def batches(files: Sequence[Path], wish: Wish) -> Iterator[pa.Table]:
 
 
 def _rows(long: Sequence[pa.Table], wish: Wish) -> pa.Table:
-    return frame_to_rows(pa.concat_tables(long).to_pandas(ignore_metadata=True), wish)
+    try:
+        table = pa.concat_tables(long, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(f"every part of a table must have the types of the first one: {one_line(error)}") from None
+    return frame_to_rows(table.to_pandas(ignore_metadata=True), wish)
 
 
 def mapped(files: Sequence[Path], wish: Wish, cache: Path) -> SeriesTable:
@@ -134,11 +131,13 @@ def mapped(files: Sequence[Path], wish: Wish, cache: Path) -> SeriesTable:
         first = next(rows, None)
         if first is None:
             raise InputError("the data set is empty, it has no rows")
+        intake = Intake(wish._replace(trusted=True))  # values are checked when it is opened
         part = made.with_suffix(f".{os.getpid()}.partial")
         try:
             with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
                 for table in itertools.chain([first], rows):
-                    writer.write_table(table.cast(first.schema))
+                    intake.check(table)
+                    writer.write_table(table.select(first.column_names).cast(first.schema))
             part.replace(made)
         finally:
             part.unlink(missing_ok=True)

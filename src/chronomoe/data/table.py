@@ -34,17 +34,13 @@ class Layout(NamedTuple):
             ("variates", list(self.names), list(other.names)),
             ("covariates", sorted(self.covariates), sorted(other.covariates)),
             ("known covariates", sorted(self.known), sorted(other.known)),
+            ("step", self.freq, self.freq if same_step(self.freq, other.freq) else other.freq),
         ):
             if mine != theirs:
                 raise InputError(
                     f"series that belong together must have the same {what}: {one} has {mine or 'none'}, "
                     f"{another} has {theirs or 'none'}; make them data sets of their own"
                 )
-        if not same_step(self.freq, other.freq):
-            raise InputError(
-                f"series that belong together must have the same step: that of {one} is {self.freq!r}, that of "
-                f"{another} is {other.freq!r}; make them data sets of their own"
-            )
 
 
 class Facts(NamedTuple):
