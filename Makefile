@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= runs/demo
+SIZE ?= full
+DATA ?=
 
-.PHONY: demo routes test fuzz wheel lint bench report figures install
+.PHONY: demo routes test fuzz wheel lint bench report figures evidence install
 
 install: $(STAMP)
 
@@ -50,3 +52,9 @@ routes: demo
 
 figures: routes
 	$(BIN)/python tools/update_readme.py $(OUT) --routes $(OUT)-routes
+
+# Every table of docs/results.md, from runs: hours at full size; SIZE=small takes minutes and only shows that it works.
+# DATA names a folder of the public files listed in tools/evidence.yaml; without it, what needs them is left out.
+evidence: $(STAMP)
+	$(BIN)/python tools/evidence.py --size $(SIZE) --out runs/evidence-$(SIZE) $(if $(DATA),--data $(DATA)) \
+		--write $(if $(filter full,$(SIZE)),docs/results.md,runs/evidence-$(SIZE)/results.md)

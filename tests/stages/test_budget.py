@@ -13,7 +13,13 @@ def test_a_loss_that_rises_gains_nothing():
 
 
 def test_steps_go_by_the_square_root_of_gains():
-    assert allocate(300, {"a": 0.039, "b": 0.009}) == {"a": 200, "b": 100}
+    assert allocate(300, {"a": 0.039, "b": 0.009}, trust=1.0) == {"a": 200, "b": 100}
+
+
+def test_a_gain_counts_half_and_the_mean_gain_half():
+    gains = {"a": 0.0, "b": 0.04}  # with the mean, 0.01 and 0.03
+    assert allocate(1000, gains, floor=0.0) == {"a": 366, "b": 634}  # 1 to the root of 3
+    assert allocate(10, gains, trust=0.0) == {"a": 5, "b": 5}
 
 
 def test_every_expert_gets_a_step_and_equal_gains_equal_shares():

@@ -25,7 +25,7 @@ def late_gain(curve: Mapping[str, Sequence[float | int]]) -> float:
     return max(0.0, math.log(losses[middle] / losses[-1])) if losses[-1] > 0 else 0.0
 
 
-def allocate(steps: int, gains: Mapping[str, float], *, floor: float = 0.001) -> dict[str, int]:
+def allocate(steps: int, gains: Mapping[str, float], *, trust: float = 0.5, floor: float = 0.001) -> dict[str, int]:
     """Divide steps by the square root of what the last ones gained, one each at least.
 
     A loss of the form ``a + b / steps`` gains in proportion to ``b`` between half of its steps and all of them, and the
@@ -34,9 +34,11 @@ def allocate(steps: int, gains: Mapping[str, float], *, floor: float = 0.001) ->
     Args:
         steps: in all.
         gains: from ``late_gain``.
+        trust: in a gain measured on a few windows, from 0 to 1; the rest goes to the mean gain.
         floor: added to each: a gain of 0 on a few windows is not sure to be none.
     """
-    weights = {name: math.sqrt(gain + floor) for name, gain in gains.items()}
+    mean = sum(gains.values()) / len(gains)
+    weights = {name: math.sqrt(trust * gain + (1 - trust) * mean + floor) for name, gain in gains.items()}
     total = sum(weights.values())
     return {name: max(1, round(steps * weight / total)) for name, weight in weights.items()}
 

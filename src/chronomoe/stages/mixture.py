@@ -63,7 +63,7 @@ def route(
         The stage: ``model/`` and ``router.json``, with the training curve, and the validation loss of the mixture, of
         each expert and of the best expert of each window in hindsight.
     """
-    needed = {**inputs, "moe": asdict(moe), "router seed": training.seed}
+    read = {"router inputs": [moe.router.use_patch_embedding, moe.router.feature_length]}
 
     def forecast(members: Experts, part: str) -> ExpertForecasts:
         model = seeded_mixture(members, moe, training.seed)
@@ -77,7 +77,7 @@ def route(
             report(step, len(PARTS))
             torch.save(forecast(experts, part)._asdict(), folder / f"{part}.pt")
 
-    cached = work.stage("expert-forecasts", needed, cache)
+    cached = work.stage("expert-forecasts", {**inputs, **read}, cache)
 
     def learn(folder: Path, report: Report) -> None:
         parts = {name: ExpertForecasts(**torch.load(cached / f"{name}.pt")) for name in PARTS}
@@ -100,7 +100,8 @@ def route(
         ChronoMoEPipeline(model).save_pretrained(folder / "model")
         (folder / "router.json").write_text(json.dumps(summary))
 
-    return work.stage("router", needed | {"router": asdict(training), "select": select}, learn)
+    needed = {**inputs, "moe": asdict(moe), "router": asdict(training), "select": select}
+    return work.stage("router", needed, learn)
 
 
 def _selected(
