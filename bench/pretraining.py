@@ -17,11 +17,11 @@ import torch
 from chronos.chronos2 import Chronos2Model
 from torch import Tensor
 
-from chronomoe.pretraining.averaging import AveragedAdamW
 from chronomoe.pretraining.batches import MixConfig
 from chronomoe.pretraining.config import PretrainConfig, TeacherConfig
 from chronomoe.pretraining.corpus import CorpusConfig
 from chronomoe.pretraining.teacher import new_teacher
+from chronomoe.training.averaging import AveragedAdamW
 
 Batches = list[tuple[Tensor, Tensor]]
 """Contexts and targets."""

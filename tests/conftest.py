@@ -13,8 +13,9 @@ import torch
 from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
 
+from chronomoe.models.balancing import BalanceConfig
 from chronomoe.models.chronos2 import use_exact_group_attention
-from chronomoe.models.mixture.mixture import BalanceConfig, MixtureConfig, build_mixture
+from chronomoe.models.mixture.mixture import MixtureConfig, build_mixture
 from chronomoe.models.mixture.router import RouterConfig, RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
 

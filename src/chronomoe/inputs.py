@@ -12,6 +12,7 @@ from chronomoe.data.clusters import cluster_domains
 from chronomoe.data.domains import Domain, load_domain
 from chronomoe.data.windows import EvaluationWindows, TrainingWindows
 from chronomoe.errors import InputError
+from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.student import StudentConfig
 from chronomoe.pipeline import load_teacher
@@ -20,6 +21,7 @@ from chronomoe.stages.budget import Budget, Division
 from chronomoe.stages.mixture import check_select
 from chronomoe.stages.processes import check_one_process, choose_device
 from chronomoe.stages.soft_targets import Material, check_windows, report_skipped, seed_for
+from chronomoe.stages.students import load_student, taught_teacher
 from chronomoe.stages.workspace import Workspace, check_folder
 from chronomoe.training.distillation import DistilConfig
 
@@ -41,7 +43,7 @@ class Inputs:
         self.domains = [load(domain) for domain in config.domains]
         self.held_out = [load(domain) for domain in config.held_out]
         self._check_names([domain.name for domain in (*self.domains, *self.held_out)])
-        self.teacher = load_teacher(config.teacher).to(self.device)
+        self.teacher: ExactChronos2Model = load_teacher(config.teacher).to(self.device)
         check_windows(config.windows, self.teacher)
         for domain in self.domains:
             TrainingWindows([domain], config.windows, size=1, seed=0)
@@ -90,6 +92,15 @@ class Inputs:
         )
         report_skipped(self._console, found.windows.skipped)
         return found
+
+    @functools.cached_property
+    def guide(self) -> ExactChronos2Model:
+        """The teacher that students follow: one that has learned the domains, where ``teacher_steps`` says so."""
+        budget = self.config.budget
+        if not budget.teacher_steps:
+            return self.teacher
+        training = self.training("teacher", budget.teacher_steps, budget.teacher_learning_rate)
+        return load_student(taught_teacher(self.work, self.teacher, self.material, training), self.device)
 
     @property
     def has_generalist_member(self) -> bool:

@@ -11,7 +11,8 @@ from pydantic import Field
 
 from chronomoe.data.windows import WindowConfig
 from chronomoe.errors import InputError, nearest
-from chronomoe.models.configuration import configuration, parse
+from chronomoe.models.balancing import AUX_WEIGHT
+from chronomoe.models.configuration import Seed, configuration, parse
 from chronomoe.models.mixture.mixture import MixtureConfig
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.student import StudentConfig
@@ -73,6 +74,10 @@ class BudgetConfig:
     """Peak for the generalist and for students straight from the teacher."""
     expert_learning_rate: float = Field(1e-3, gt=0)
     """Peak for experts branched from the generalist."""
+    teacher_steps: int = Field(0, ge=0)
+    """Steps in which the teacher learns the domains before students follow it; they are not counted in ``steps``."""
+    teacher_learning_rate: float = Field(1e-4, gt=0)
+    """Peak for a teacher that learns the domains."""
     generalist_schedule: Literal["cosine", "constant"] = "constant"
     """Learning rate of the generalist that experts branch from: its decay to zero is better spent on the experts."""
 
@@ -119,7 +124,7 @@ class UpcyclingConfig:
     """The teacher's MoE layers."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak once there are MoE layers."""
-    aux_weight: float = 0.01
+    aux_weight: float = Field(AUX_WEIGHT, ge=0)
     """Of the auxiliary losses."""
 
     def __post_init__(self) -> None:
@@ -142,11 +147,11 @@ class ExpandingConfig:
     """At most this many layers are added; they share the rest of the budget."""
     probe_steps: int = Field(20, ge=1)
     """Training steps at each candidate place before one is chosen."""
-    min_gain: float = 0.0
+    min_gain: float = Field(0.0, ge=0, lt=1)
     """Share of the validation loss that a layer must take away to stay."""
     learning_rate: float = Field(1e-3, gt=0)
     """Peak for inserted layers."""
-    aux_weight: float = 0.01
+    aux_weight: float = Field(AUX_WEIGHT, ge=0)
     """Of the auxiliary losses."""
 
 
@@ -208,7 +213,7 @@ class RunConfig:
     """Route 3."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What is measured."""
-    seed: int = 0
+    seed: Seed = 0
     """Of everything that is random."""
     device: str = "auto"
     """Where everything is computed: cpu, cuda, cuda:N, mps, or auto, a CUDA GPU where torch finds one, else the CPU."""

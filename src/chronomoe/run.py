@@ -77,7 +77,7 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, command
     work = given.work
     if first_process():
         write_atomically(work.root / "config.yaml", dump(config))
-    store = label(work, "soft-targets", given.teacher, given.material)
+    store = label(work, "soft-targets", given.guide, given.material)
     trained = students(given, store)
     grown: dict[str, Grown] = {}
     if "upcycle" in config.routes:
@@ -123,7 +123,7 @@ def student(
     return distil_student(
         given.work,
         name,
-        given.teacher,
+        given.guide,
         given.material,
         store,
         given.training(name, steps, rate, schedule),
@@ -240,7 +240,7 @@ def upcycled(given: Inputs, store: Path) -> Grown:
     if "teacher" in plan.steps:
         store = learned_targets(
             given.work,
-            given.teacher,
+            given.guide,
             given.material,
             given.training("upcycled teacher", plan.steps["teacher"], config.learning_rate),
             layers=given.seeded(config.teacher_layers, "upcycled teacher"),
@@ -251,7 +251,7 @@ def upcycled(given: Inputs, store: Path) -> Grown:
         start = student(given, "dense-start", store, steps=plan.steps["dense"], size=size, schedule="constant")
     made = upcycled_student(
         given.work,
-        given.teacher,
+        given.guide,
         given.material,
         store,
         given.training("upcycled", plan.steps["student"], config.learning_rate),

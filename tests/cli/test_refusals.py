@@ -137,7 +137,7 @@ def test_top_k_beyond_the_experts_is_refused(refused, finished_run, tmp_path):
         (["--granularity", 64, "--num-experts", 64, "--top-k", 64], "granularity must divide the 96 hidden units"),
         (["--layers", "0,2"], "layers must be from 0 to 1, the model's encoder blocks, got 2"),
         (["--layers", "first"], "layers must be encoder blocks separated by commas, such as 0,2; got 'first'"),
-        (["--noise", -1], "noise must not be negative, got -1"),
+        (["--noise", -1], "noise must be at least 0, got -1"),
     ],
 )
 def test_a_bad_option_of_upcycle_is_refused(refused, teacher_folder, tmp_path, words, message):

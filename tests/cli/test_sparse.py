@@ -77,8 +77,8 @@ def test_expand_inserts_the_layers_that_its_options_name(chronomoe, teacher_fold
     [
         (["--shared-width", 96], "shared_width must be below 96, the hidden units of the dense block, got 96"),
         (["--reinit", 2], "reinit is a share and must be in [0, 1], got 2"),
-        (["--capacity-factor", 0], "capacity_factor must be positive, got 0"),
-        (["--bias-rate", -1], "bias_rate must not be negative, got -1"),
+        (["--capacity-factor", 0], "capacity_factor must be above 0, got 0"),
+        (["--bias-rate", -1], "bias_rate must be at least 0, got -1"),
     ],
 )
 def test_bad_options_of_upcycle_are_refused(refused, teacher_folder, tmp_path, words, message):
@@ -89,7 +89,7 @@ def test_bad_options_of_upcycle_are_refused(refused, teacher_folder, tmp_path, w
     ("words", "message"),
     [
         (["--expert-width", 0], "expert_width must be at least 1, got 0"),
-        (["--aux-weight", -1], "aux_weight must not be negative, got -1"),
+        (["--aux-weight", -1], "aux_weight must be at least 0, got -1"),
     ],
 )
 def test_bad_options_of_expand_are_refused(refused, teacher_folder, series_files, tmp_path, words, message):

@@ -62,10 +62,17 @@ def test_absolute_stops_leave_later_rows_unused():
 
 
 @pytest.mark.parametrize(
-    "shares", [{"train": 0.9}, {"train": 0.0}, {"test": -0.1}, {"stops": (5, 4, 9)}, {"stops": (5, 9)}]
+    ("shares", "message"),
+    [
+        ({"train": 0.9}, "split shares must sum to at most 1, got train=0.9, test=0.2"),
+        ({"train": 0.0}, "train must be above 0, got 0.0"),
+        ({"test": -0.1}, "test must be at least 0, got -0.1"),
+        ({"stops": (5, 4, 9)}, r"split stops must be three rows in order, .* got \(5, 4, 9\)"),
+        ({"stops": (5, 9)}, r"stops\[2\] is required"),
+    ],
 )
-def test_impossible_splits_are_refused(shares):
-    with pytest.raises(InputError, match="split (shares|stops) must be"):
+def test_impossible_splits_are_refused(unchecked, shares, message):
+    with pytest.raises(InputError, match=message):
         Split(**shares)
 
 

@@ -48,7 +48,7 @@ def test_a_plain_dictionary_becomes_nested_configurations():
         ({"share": 1.5}, "share must be at most 1, got 1.5"),
         ({"most": 1}, "most must be at least count, got 1 and 2"),
         ({"cuont": 1}, "unknown key 'cuont' at the top. Available: count, share, most. Did you mean 'count'?"),
-        ({"count": "many"}, "count input should be a valid integer, unable to parse string as an integer, got 'many'"),
+        ({"count": "many"}, "count must be a valid integer, unable to parse string as an integer, got 'many'"),
     ],
 )
 def test_a_broken_rule_is_said_with_the_value_and_what_is_accepted(values, said):

@@ -167,12 +167,12 @@ def test_the_hidden_loss_does_not_move_the_teacher():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"soft_weight": 1.1}, "soft_weight must be from 0 to 1, got 1.1"),
+        ({"soft_weight": 1.1}, "soft_weight must be at most 1, got 1.1"),
         ({"soft_kind": "kl"}, "soft_kind must be 'mae', 'mse' or 'huber', got 'kl'"),
         ({"horizon_weights": "steep"}, "horizon_weights must be 'equal', 'linear' or 'exponential', got 'steep'"),
-        ({"hidden_weight": -1.0}, "hidden_weight must not be negative, got -1.0"),
-        ({"hidden_weight": float("nan")}, "hidden_weight must not be negative, got nan"),
-        ({"huber_delta": 0.0}, "huber_delta must be positive, got 0.0"),
+        ({"hidden_weight": -1.0}, "hidden_weight must be at least 0, got -1.0"),
+        ({"hidden_weight": float("nan")}, "hidden_weight must be a finite number, got nan"),
+        ({"huber_delta": 0.0}, "huber_delta must be above 0, got 0.0"),
     ],
 )
 def test_impossible_losses_are_refused(unchecked, options, message):

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.training.distillation import DistilConfig, distil
 from chronomoe.training.losses import LossConfig
 from chronomoe.training.trainer import Chronos2DistillationTrainer, last_checkpoint, training_arguments
+from chronomoe.training.validation import validation_loss
 from sample_series import sample_domain
 
 STEPS = 6
@@ -191,10 +193,8 @@ def pair(make_mixture, experts):
 
 def test_joint_training_uses_two_learning_rates(pair, tmp_path):
     trainer = Chronos2DistillationTrainer(
-        expert_learning_rate=1e-5,
-        soft_targets=None,
-        loss=LossConfig(),
         model=pair,
+        learning_rates={"experts": 1e-5},
         args=training_arguments(str(tmp_path), learning_rate=1e-2, max_steps=1),
         data_collator=functools.partial(collate, patch_size=16),
     )
@@ -208,10 +208,8 @@ def test_joint_training_uses_two_learning_rates(pair, tmp_path):
 
 def test_joint_training_decays_neither_biases_nor_norms(pair, tmp_path):
     trainer = Chronos2DistillationTrainer(
-        expert_learning_rate=1e-5,
-        soft_targets=None,
-        loss=LossConfig(),
         model=pair,
+        learning_rates={"experts": 1e-5},
         args=training_arguments(str(tmp_path), weight_decay=0.1, max_steps=1),
         data_collator=functools.partial(collate, patch_size=16),
     )
@@ -225,7 +223,7 @@ def test_joint_training_decays_neither_biases_nor_norms(pair, tmp_path):
 def test_a_mixture_trains_jointly_and_its_experts_move_less(pair, exact, windows, tmp_path):
     before = weights(pair)
     config = settings(steps=20, checkpoint_steps=100, learning_rate=1e-2, loss=LossConfig(soft_weight=1.0))
-    curve = distil(pair, windows, LiveTeacher(exact), config, tmp_path, expert_learning_rate=1e-3)
+    curve = distil(pair, windows, LiveTeacher(exact), config, tmp_path, learning_rates={"experts": 1e-3})
     assert sum(curve["loss"][-5:]) < 0.9 * sum(curve["loss"][:5])
     moved = {
         part: max(
@@ -251,3 +249,25 @@ def test_two_processes_agree_on_the_weights_and_see_their_own_windows(tmp_path):
     assert [len(windows) for windows in seen] == [12, 12]
     assert set(seen[0]).isdisjoint(seen[1])
     assert len(set(seen[0] + seen[1])) == 24
+
+
+def test_averaged_weights_are_what_is_validated_and_kept(student, exact, windows, tmp_path):
+    config, soft = settings(steps=10, checkpoint_steps=100), LiveTeacher(exact)
+    plain = trained(student, windows, soft, config, tmp_path / "plain")
+    averaging = replace(config, ema_decay=0.8)
+    curve = distil(student, windows, soft, averaging, tmp_path / "averaged", validation=windows)
+    assert any(not torch.equal(value, plain[name]) for name, value in weights(student).items())
+    assert curve["eval_loss"][-1] == validation_loss(student, windows, batch_size=4)
+
+
+def test_parts_of_a_model_may_have_learning_rates_of_their_own(student, tmp_path):
+    trainer = Chronos2DistillationTrainer(
+        model=student,
+        learning_rates={"encoder": 1e-5, "output_patch_embedding": 1e-3},
+        args=training_arguments(str(tmp_path), learning_rate=1e-2, max_steps=1),
+    )
+    rates = {id(value): group["lr"] for group in trainer.create_optimizer().param_groups for value in group["params"]}
+    wanted = {"encoder": 1e-5, "output_patch_embedding": 1e-3}
+    for name, value in student.named_parameters():
+        assert rates[id(value)] == wanted.get(name.split(".")[0], 1e-2)
+    assert trainer.create_optimizer() is trainer.optimizer

@@ -2,6 +2,8 @@
 
 from typing import Literal, NamedTuple
 
+from pydantic import Field
+
 from chronomoe.errors import InputError
 from chronomoe.models.configuration import configuration
 
@@ -25,23 +27,19 @@ class Stops(NamedTuple):
 class Split:
     """Where series are cut by time: by shares of each one's rows, or at the same absolute rows in all of them."""
 
-    train: float = 0.7
+    train: float = Field(0.7, gt=0, le=1)
     """Share of the rows that comes first, rounded down."""
-    test: float = 0.2
+    test: float = Field(0.2, ge=0, lt=1)
     """Share of the rows that comes last, rounded down; validation is what lies between."""
-    stops: tuple[int, ...] | None = None
+    stops: tuple[int, int, int] | None = None
     """The three rows at which train, validation and test end, instead of shares; later rows are unused."""
 
     def __post_init__(self) -> None:
-        if self.stops is not None:
-            if len(self.stops) != 3 or not 0 < self.stops[0] <= self.stops[1] <= self.stops[2]:
-                raise InputError(
-                    f"split stops must be three rows in order, such as (8640, 11520, 14400), got {self.stops}"
-                )
-        elif not (0 < self.train <= 1 and 0 <= self.test < 1 and self.train + self.test <= 1):
+        if self.stops is not None and not 0 < self.stops[0] <= self.stops[1] <= self.stops[2]:
+            raise InputError(f"split stops must be three rows in order, such as (8640, 11520, 14400), got {self.stops}")
+        if self.train + self.test > 1:
             raise InputError(
-                f"split shares must be train > 0 and test >= 0 with a sum of at most 1, "
-                f"got train={self.train}, test={self.test}"
+                f"split shares must sum to at most 1, got train={self.train}, test={self.test}; validation lies between"
             )
 
     def of(self, length: int) -> Stops:

@@ -8,9 +8,14 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
 from chronomoe.errors import InputError
+from chronomoe.models.configuration import configuration
+
+AUX_WEIGHT = 0.01
+"""Of MoE layers' auxiliary loss beside the forecast's, unless a trainer is told otherwise."""
 
 
 def expert_load(
@@ -60,3 +65,33 @@ class LossFreeBias(nn.Module):
     def update(self, load: Float[Tensor, " expert"]) -> None:
         """Move every bias one ``rate`` towards an equal load."""
         self.bias += self.rate * torch.sign(1 / len(load) - load)
+
+
+@configuration
+class BalanceConfig:
+    """How the router is kept from forgetting experts in training."""
+
+    kind: Literal["l2", "switch"] = "l2"
+    """The balance loss."""
+    weight: float = Field(default=0.0, ge=0)
+    """Of the balance loss."""
+    z_weight: float = Field(default=0.0, ge=0)
+    """Of the z-loss."""
+    bias_rate: float = Field(default=0.0, ge=0)
+    """Step of the loss-free bias; 0 leaves it out."""
+
+    @property
+    def aux_weight(self) -> float:
+        """Weight of :meth:`loss` beside the forecast's."""
+        return self.weight + self.z_weight
+
+    def loss(
+        self, prob: Float[Tensor, "batch expert"], score: Float[Tensor, "batch expert"], load: Float[Tensor, " expert"]
+    ) -> Float[Tensor, ""]:
+        """Return the mean of balance and z-loss by their weights; 0 where they have none."""
+        loss = score.new_zeros(())
+        if self.weight:
+            loss = loss + self.weight / self.aux_weight * load_balancing_loss(prob, load, kind=self.kind)
+        if self.z_weight:
+            loss = loss + self.z_weight / self.aux_weight * z_loss(score)
+        return loss

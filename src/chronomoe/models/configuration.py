@@ -12,15 +12,27 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 import pydantic
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from chronomoe.errors import InputError, nearest
 
 T = TypeVar("T")
-STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True, allow_inf_nan=False)
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""What every generator takes."""
+
+
+def _each_once(values: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(values)) < len(values):
+        raise InputError(f"each block must be named once, got {values}")
+    return values
+
+
+Blocks = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), AfterValidator(_each_once)]
+"""Encoder blocks, numbered from 0, each once."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)  # no specifiers: mypy misses positional defaults
@@ -73,12 +85,13 @@ def _weight(complaint: Any) -> tuple[int, bool]:
 
 UNKNOWN = ("unexpected_keyword_argument", "invalid_key")
 RULES = {
-    "greater_than_equal": "must be at least {ge:g}",
-    "greater_than": "must be above {gt:g}",
-    "less_than_equal": "must be at most {le:g}",
-    "less_than": "must be below {lt:g}",
-    "multiple_of": "must be a multiple of {multiple_of:g}",
+    "greater_than_equal": "must be at least {ge:.12g}",
+    "greater_than": "must be above {gt:.12g}",
+    "less_than_equal": "must be at most {le:.12g}",
+    "less_than": "must be below {lt:.12g}",
+    "multiple_of": "must be a multiple of {multiple_of:.12g}",
     "literal_error": "must be {expected}",
+    "too_short": "must name at least {min_length}",
 }
 """Pydantic's types of complaints, and what we say."""
 
@@ -90,7 +103,8 @@ def _in_words(complaint: Any, place: str) -> str:
     if complaint["type"] == "missing":
         return f"{place} is required"
     rule = RULES.get(complaint["type"])
-    text = rule.format(**context) if rule else complaint["msg"][0].lower() + complaint["msg"][1:]
+    said = complaint["msg"].replace("Input should be", "must be", 1)
+    text = rule.format(**context) if rule else said[0].lower() + said[1:]
     return f"{place} {text}, got {complaint['input']!r}"
 
 

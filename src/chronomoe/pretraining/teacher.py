@@ -17,12 +17,12 @@ from chronomoe.data.domains import demo_domains
 from chronomoe.errors import InputError, extra
 from chronomoe.models.chronos2 import ExactChronos2Model, cast_parameters, use_exact_group_attention
 from chronomoe.models.configuration import parse
-from chronomoe.pretraining.averaging import AveragedAdamW, use_averaged_weights
 from chronomoe.pretraining.batches import PretrainingBatches
 from chronomoe.pretraining.config import PretrainConfig
 from chronomoe.pretraining.corpus import Progress, build_corpus, no_progress
 from chronomoe.pretraining.trainer import PretrainingTrainer, ValidationBatches, training_arguments
 from chronomoe.stages.processes import choose_device
+from chronomoe.training.averaging import AveragedAdamW, use_averaged_weights
 from chronomoe.training.trainer import last_checkpoint
 
 QUANTILE_LEVELS = (0.01, *(round(0.05 * step, 2) for step in range(1, 20)), 0.99)

@@ -11,8 +11,8 @@ from transformers import Trainer, TrainingArguments
 
 from chronomoe.data.domains import load_domain
 from chronomoe.data.windows import Batch, EvaluationWindows, WindowConfig, collate, model_inputs
-from chronomoe.pretraining.averaging import averaged_weights
 from chronomoe.pretraining.config import PretrainConfig
+from chronomoe.training.averaging import averaged_weights
 from chronomoe.training.trainer import on_device
 
 

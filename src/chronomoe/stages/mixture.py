@@ -22,7 +22,7 @@ from chronomoe.stages.processes import choose_device
 from chronomoe.stages.soft_targets import Material, check_windows, report_skipped, validation_windows
 from chronomoe.stages.students import train
 from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for, stage_key
-from chronomoe.training.distillation import DistilConfig, select_experts
+from chronomoe.training.distillation import DistilConfig
 from chronomoe.training.routing import (
     ExpertForecasts,
     RouterTrainingConfig,
@@ -31,6 +31,7 @@ from chronomoe.training.routing import (
     mixture_quantile_loss,
     train_router,
 )
+from chronomoe.training.selection import select_experts
 
 Experts = Mapping[str, ExactChronos2Model]
 PARTS = ("train", "validation")
@@ -141,7 +142,7 @@ def joint(
         soft_targets,
         training,
         inputs={"routed": stage_key(routed), "expert_learning_rate": expert_learning_rate},
-        expert_learning_rate=expert_learning_rate,
+        learning_rates={"experts": expert_learning_rate},
     )
 
 

@@ -24,7 +24,7 @@ from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for,
 from chronomoe.training.distillation import DistilConfig
 from chronomoe.training.growing import ExpansionConfig, candidate_places
 from chronomoe.training.growing import expand as grow
-from chronomoe.training.moe_trainer import check_levels
+from chronomoe.training.trainer import check_levels
 
 
 def upcycled_student(
@@ -75,7 +75,7 @@ def learned_targets(
     def build() -> ExactChronos2Model:
         return upcycle(teacher, layers)
 
-    inputs = {"layers": asdict(layers), "aux_weight": aux_weight}
+    inputs = {"layers": asdict(layers), "aux_weight": aux_weight, "teacher": revision(teacher)}
     taught = _train(work, "upcycled/teacher", build, material, None, training, inputs, aux_weight)
     return label(work, "upcycled/soft-targets", load_student(taught, teacher.device), material)
 

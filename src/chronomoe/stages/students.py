@@ -1,9 +1,11 @@
 """The stage that distils one student, and the command that does it for one domain."""
 
+import copy
+import functools
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from rich.console import Console
 from torch.utils.data import Dataset, Subset
 
 from chronomoe.data.domains import Domain
+from chronomoe.data.soft_targets import revision
 from chronomoe.data.windows import Window, WindowConfig
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.student import StudentConfig, create_student_model
@@ -56,7 +59,7 @@ def train(
         inputs: what else the result depends on.
         windows: some of the material's training windows; all when None.
         watched: domains whose validation windows are watched; all when None.
-        **options: of ``training.distillation.distil``.
+        **options: of ``training.trainer.Chronos2DistillationTrainer``.
     """
 
     def make(folder: Path, report: Report) -> None:
@@ -133,6 +136,13 @@ def distil_student(
         watched=watched,
         hidden_teacher=teacher if training.loss.hidden_weight else None,
     )
+
+
+def taught_teacher(work: Workspace, teacher: ExactChronos2Model, material: Material, training: DistilConfig) -> Path:
+    """Let a copy of the teacher learn the domains from what happened alone; see ``train``."""
+    training = replace(training, loss=replace(training.loss, hidden_weight=0.0))
+    build, inputs = functools.partial(copy.deepcopy, teacher), {"teacher": revision(teacher)}
+    return train(work, "teacher", build, material, None, training, inputs=inputs)
 
 
 def load_student(stage: Path, device: torch.device) -> ExactChronos2Model:

@@ -18,15 +18,13 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from transformers.training_args import TrainingArguments
 
 from chronomoe.errors import InputError, extra
-from chronomoe.models.balancing import LossFreeBias
+from chronomoe.models.balancing import AUX_WEIGHT, LossFreeBias
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
 
 if TYPE_CHECKING:
     from peft import LoraConfig  # type: ignore[import-not-found,import-untyped]
 
-AUX_WEIGHT = 0.01
-"""Of the auxiliary loss of MoE layers; mixtures weight theirs themselves."""
 LOG_STEPS = 100
 LORA_DEFAULTS: dict[str, Any] = {
     "r": 8,
@@ -39,7 +37,7 @@ LORA_DEFAULTS: dict[str, Any] = {
 class MoETrainer(Chronos2Trainer):  # type: ignore[misc]
     """Adds the model's auxiliary loss in training; validation is on the forecast alone."""
 
-    aux_weight = 1.0
+    aux_weight: float
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -131,8 +129,7 @@ def finetune(
         eval_dataset=validation,
         callbacks=watchers,
     )
-    if isinstance(model, SparseChronos2Model):
-        trainer.aux_weight = AUX_WEIGHT
+    trainer.aux_weight = getattr(model, "aux_weight", AUX_WEIGHT)
     if remove_printer_callback:
         trainer.pop_callback(PrinterCallback)
     with _still_biases(tuned) if finetune_mode == "lora" else nullcontext():

@@ -1,6 +1,5 @@
 """Growing a finished student (route 3): one MoE layer at a time, kept only if validation improves."""
 
-import functools
 import json
 import math
 import shutil
@@ -8,19 +7,20 @@ from dataclasses import asdict, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch.utils.data import DataLoader, Dataset
+from pydantic import Field
+from torch.utils.data import Dataset
 
 from chronomoe.data.soft_targets import SoftTargets, revision
-from chronomoe.data.windows import Window, collate, digest, model_inputs, to_device
+from chronomoe.data.windows import Window, digest
 from chronomoe.errors import InputError
+from chronomoe.models.balancing import AUX_WEIGHT
 from chronomoe.models.chronos2 import ExactChronos2Model
-from chronomoe.models.configuration import configuration
+from chronomoe.models.configuration import Blocks, configuration
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.insertion import MoEEnhancedChronos2, MoEInsertionConfig
 from chronomoe.models.sparse.upcycling import check_dense
 from chronomoe.training.distillation import Curve, DistilConfig, Progress, distil
-from chronomoe.training.losses import quantile_loss
+from chronomoe.training.validation import validation_loss
 
 
 @configuration
@@ -29,38 +29,23 @@ class ExpansionConfig:
 
     layer: MoEConfig = field(default_factory=lambda: MoEConfig(num_experts=4, top_k=1))
     """Each new layer; ``layers`` in it is not used."""
-    max_layers: int = 2
+    max_layers: int = Field(2, ge=1)
     """At most this many layers are added."""
-    candidates: tuple[int, ...] | None = None
+    candidates: Blocks | None = None
     """Encoder blocks after which a layer may go, each more than once; all when None."""
-    probe_steps: int = 50
+    probe_steps: int = Field(50, ge=1)
     """Steps of training at each candidate before one of them is chosen."""
-    min_gain: float = 0.0
+    min_gain: float = Field(0.0, ge=0, lt=1)
     """Share of the validation loss that a layer must take away, more than which it stays."""
     tune_earlier: bool = False
     """Tune layers added before together with the new one."""
     training: DistilConfig = field(default_factory=lambda: DistilConfig(steps=300))
     """How the chosen layer is tuned, from the start; probes differ in their number of steps."""
-    aux_weight: float = 0.01
+    aux_weight: float = Field(AUX_WEIGHT, ge=0)
     """Of the auxiliary losses."""
 
     def __post_init__(self) -> None:
-        if self.candidates is not None:
-            object.__setattr__(self, "candidates", tuple(self.candidates))  # JSON and YAML give lists
-        for name in ("max_layers", "probe_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         MoEInsertionConfig(after=(0,), layer=self.layer)  # refuses what inserted layers cannot be
-        if not self.aux_weight >= 0:
-            raise InputError(f"aux_weight must not be negative, got {self.aux_weight}")
-        if not 0 <= self.min_gain < 1:
-            raise InputError(f"min_gain is a share of the validation loss and must be in [0, 1), got {self.min_gain}")
-        if self.candidates is not None and (
-            not self.candidates or min(self.candidates) < 0 or len(set(self.candidates)) < len(self.candidates)
-        ):
-            raise InputError(
-                f"candidates must name encoder blocks from 0, each once, got {list(self.candidates)}; None takes all"
-            )
 
 
 class Expansion(NamedTuple):
@@ -88,7 +73,7 @@ def expand(
 
     For each layer, every candidate place is probed by a short training of a layer there, the place with the lowest
     validation loss is chosen, and a new layer is tuned there from the start. It is kept if the validation loss falls
-    by more than ``min_gain``; the first that is not ends the search. The validation loss is the hard one.
+    by more than ``min_gain``; the first that is not ends the search.
 
     ``folder`` keeps what is finished: called again after a kill with the same arguments, the search continues where
     it was and ends with the same weights. Runs in one process.
@@ -214,31 +199,6 @@ class _Search:
             aux_weight=self.config.aux_weight,
             progress=lambda done, _: self.progress(first + done, self.total),
         )
-
-
-@torch.no_grad()
-def validation_loss(model: ExactChronos2Model, windows: Dataset[Window], *, batch_size: int) -> float:
-    """Mean hard loss over the observed steps of all windows; NaN where the model forecasts none.
-
-    Raises:
-        InputError: every step to be forecast is missing.
-    """
-    model.eval()
-    levels = torch.tensor(model.chronos_config.quantiles, device=model.device)
-    total, steps = 0.0, 0
-    gather = functools.partial(collate, patch_size=model.chronos_config.output_patch_size)
-    for batch in DataLoader(windows, batch_size=batch_size, collate_fn=gather):
-        moved = to_device(batch, model.device)
-        output = model(**model_inputs(moved))
-        target, _ = model.instance_norm(moved["future_target"], output.loc_scale)
-        quantiles = output.normalized_preds[..., : target.shape[1]].float()
-        loss = quantile_loss(quantiles, target, levels=levels)
-        observed = ~target.isnan()
-        total += loss[observed].sum().item()
-        steps += int(observed.sum())
-    if not steps:
-        raise InputError("no validation window has a target: every value to be forecast is missing; use other series")
-    return total / steps
 
 
 def candidate_places(base: ExactChronos2Model, config: ExpansionConfig) -> list[int]:

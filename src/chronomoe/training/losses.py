@@ -1,13 +1,12 @@
 """Distillation losses, in Chronos-2's normalised space (instance norm, then arcsinh)."""
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field
 from torch import Tensor
 
-from chronomoe.errors import InputError
 from chronomoe.models.configuration import configuration
 
 
@@ -15,30 +14,16 @@ from chronomoe.models.configuration import configuration
 class LossConfig:
     """What a student is trained on."""
 
-    soft_weight: float = 0.5
+    soft_weight: float = Field(0.5, ge=0, le=1)
     """Share of the soft loss; the hard loss has the rest."""
     soft_kind: Literal["mae", "mse", "huber"] = "mae"
     """Distance to the teacher's quantiles."""
-    huber_delta: float = 0.1
+    huber_delta: float = Field(0.1, gt=0)
     """Where the Huber distance turns from squared to absolute."""
     horizon_weights: Literal["equal", "linear", "exponential"] = "equal"
     """Weight of the steps of the horizon: alike, or falling to half of the first step's by the last, or by e."""
-    hidden_weight: float = 0.0
+    hidden_weight: float = Field(0.0, ge=0)
     """Weight of the gap between hidden states at the same relative depth; needs the teacher itself."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.soft_weight <= 1:
-            raise InputError(f"soft_weight must be from 0 to 1, got {self.soft_weight}")
-        if self.soft_kind not in ("mae", "mse", "huber"):
-            raise InputError(f"soft_kind must be 'mae', 'mse' or 'huber', got {self.soft_kind!r}")
-        if self.horizon_weights not in ("equal", "linear", "exponential"):
-            raise InputError(
-                f"horizon_weights must be 'equal', 'linear' or 'exponential', got {self.horizon_weights!r}"
-            )
-        if not 0 <= self.hidden_weight < math.inf:
-            raise InputError(f"hidden_weight must not be negative, got {self.hidden_weight}")
-        if not 0 < self.huber_delta < math.inf:
-            raise InputError(f"huber_delta must be positive, got {self.huber_delta}")
 
 
 class LossParts(NamedTuple):

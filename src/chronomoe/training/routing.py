@@ -8,16 +8,17 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from chronomoe.data.windows import Window, check_seed, collate, model_inputs, to_device
+from chronomoe.data.windows import Window, collate, model_inputs, to_device
 from chronomoe.errors import InputError
-from chronomoe.models.balancing import expert_load, load_balancing_loss, z_loss
-from chronomoe.models.configuration import configuration
+from chronomoe.models.configuration import Seed, configuration
 from chronomoe.models.mixture.mixture import DistilledMoE
-from chronomoe.models.mixture.router import choose, pool_groups
+from chronomoe.models.mixture.router import pool_groups
 from chronomoe.training.losses import quantile_loss
+from chronomoe.training.validation import domain_mean, row_losses
 
 
 class ExpertForecasts(NamedTuple):
@@ -44,49 +45,35 @@ class ExpertForecasts(NamedTuple):
 class RouterTrainingConfig:
     """How a router is trained."""
 
-    epochs: int = 60
+    init: Literal["random", "centroids"] = "random"
+    """First weights: drawn, or those of a classifier that gives each series the expert best on the domain or cluster
+    whose mean features are nearest."""
+    epochs: int = Field(60, ge=1)
     """Passes over the windows, at most."""
-    batch_size: int = 256
+    batch_size: int = Field(256, ge=1)
     """Windows of a step."""
-    learning_rate: float = 2e-3
+    learning_rate: float = Field(2e-3, gt=0)
     """AdamW's; a cosine leads to zero."""
-    weight_decay: float = 0.02
+    weight_decay: float = Field(0.02, ge=0)
     """AdamW's."""
-    noise: float = 0.1
+    noise: float = Field(0.1, ge=0)
     """Standard deviation of the noise added to standardised features: augmentation against overfitting."""
-    target_weight: float = 0.0
+    target_weight: float = Field(0.0, ge=0)
     """Weight of the cross-entropy to each window's best experts; one window's losses are noisy labels, see LOG.md."""
-    target_temperature: float = 0.05
+    target_temperature: float = Field(0.05, gt=0)
     """Relative loss gap at which an expert's target probability falls by a factor of e; small is close to one-hot."""
-    mixture_weight: float = 1.0
+    mixture_weight: float = Field(1.0, ge=0)
     """Weight of the forecast loss of the mixture."""
     mixture: Literal["all", "top_k"] = "all"
     """Average all experts by probability in that loss, or only the chosen ones as in inference."""
-    patience: int = 12
+    patience: int = Field(12, ge=1)
     """Epochs without a better validation loss before training stops; the best epoch's weights are kept."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order of windows, noise and dropout."""
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.patience < 1:
-            raise InputError(f"epochs and patience must be at least 1, got {self.epochs} and {self.patience}")
-        rates = (self.learning_rate, self.target_temperature)
-        if self.batch_size < 1 or not all(0 < rate < math.inf for rate in rates):
-            raise InputError(
-                "batch_size, learning_rate and target_temperature must be positive, got "
-                f"{self.batch_size}, {self.learning_rate} and {self.target_temperature}"
-            )
-        weights = (self.target_weight, self.mixture_weight)
-        if not all(0 <= weight < math.inf for weight in weights) or sum(weights) == 0:
-            raise InputError(
-                "target_weight and mixture_weight must not be negative, nor both 0, got "
-                f"{self.target_weight} and {self.mixture_weight}"
-            )
-        if not (0 <= self.noise < math.inf and 0 <= self.weight_decay < math.inf):
-            raise InputError(f"noise and weight_decay must not be negative, got {self.noise} and {self.weight_decay}")
-        check_seed(self.seed)
-        if self.mixture not in ("all", "top_k"):
-            raise InputError(f"mixture must be 'all' or 'top_k', got {self.mixture!r}")
+        if not (self.target_weight or self.mixture_weight):
+            raise InputError("target_weight and mixture_weight must not both be 0: nothing would teach the router")
 
 
 @torch.no_grad()
@@ -138,10 +125,7 @@ def forecast_with_experts(
 
 def expert_losses(forecasts: ExpertForecasts, levels: Float[Tensor, " quantile"]) -> Float[Tensor, "row expert"]:
     """Mean quantile loss of each expert on each row."""
-    losses = [
-        quantile_loss(forecasts.quantiles[:, index].float(), forecasts.target, levels=levels).nanmean(dim=1)
-        for index in range(forecasts.quantiles.shape[1])
-    ]
+    losses = [row_losses(own.float(), forecasts.target, levels=levels) for own in forecasts.quantiles.unbind(dim=1)]
     return torch.stack(losses, dim=1)
 
 
@@ -186,6 +170,8 @@ def train_router(
     router.standardize_on(train.features)
     losses = _group_mean(expert_losses(train, levels), train.group)
     wanted = target_probability(losses, temperature=config.target_temperature)
+    if config.init == "centroids":
+        router.start_from_centroids(train.features, _best_of_domain(losses, train)[train.member])
     optimizer = torch.optim.AdamW(router.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     steps = math.ceil(len(wanted) / config.batch_size) * config.epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -220,6 +206,13 @@ def train_router(
     return curve
 
 
+def _best_of_domain(losses: Float[Tensor, "group expert"], data: ExpertForecasts) -> Int[Tensor, " group"]:
+    """Return for each group the expert with the lowest mean loss on its domain."""
+    of_group = data.domain.new_zeros(len(losses)).scatter_(0, data.group, data.domain)
+    place = of_group.unique(return_inverse=True)[1]
+    return _group_mean(losses, place).argmin(dim=1)[place]
+
+
 def _pick(data: ExpertForecasts, groups: Int[Tensor, " group"]) -> ExpertForecasts:
     """Return some groups, numbered in their order."""
     number = torch.full((int(data.group.max()) + 1,), -1, device=data.group.device)
@@ -245,34 +238,16 @@ def _router_loss(
     generator: torch.Generator,
 ) -> Tensor:
     drawn = torch.randn(data.features.shape, generator=generator).to(data.features.device)
-    noise = drawn * config.noise * mixture.router.spread
-    score = pool_groups(mixture.router(data.features + noise), group=data.member, observed=data.observed)
-    routing = choose(
-        score,
-        mixture.moe.routing,
-        bias=mixture.balance_bias.bias if mixture.moe.balance.bias_rate else None,
-        generalist=mixture.generalist,
-        training=True,
-        generator=generator,
-    )
+    score = _scores(mixture, data, drawn * config.noise * mixture.router.spread)
+    routing = mixture.choose(score, training=True, generator=generator)
     loss = score.new_zeros(())
     if config.target_weight:
         loss = loss - config.target_weight * (wanted * score.log_softmax(dim=1)).sum(dim=1).mean()
     if config.mixture_weight:
-        weight = routing.prob
-        if config.mixture == "top_k":
-            weight = torch.zeros_like(routing.prob).scatter_add(1, routing.expert, routing.gate)
+        weight = routing.gates() if config.mixture == "top_k" else routing.prob
         forecast = torch.einsum("re,reqh->rqh", weight[data.group], data.quantiles.float())
         loss = loss + config.mixture_weight * quantile_loss(forecast, data.target, levels=levels).nanmean()
-    balance = mixture.moe.balance
-    load = expert_load(routing.expert, num_experts=len(mixture.experts), used=routing.gate > 0)
-    if balance.bias_rate:
-        mixture.balance_bias.update(load)
-    if balance.weight:
-        loss = loss + balance.weight * load_balancing_loss(routing.prob, load, kind=balance.kind)
-    if balance.z_weight:
-        loss = loss + balance.z_weight * z_loss(score)
-    return loss
+    return loss + mixture.aux_weight * mixture.auxiliary_loss(routing, training=True)
 
 
 @torch.no_grad()
@@ -280,20 +255,16 @@ def mixture_quantiles(mixture: DistilledMoE, data: ExpertForecasts) -> Float[Ten
     """Return the mixture's normalised forecasts as it would make them, from what its experts said."""
     mixture.eval()
     data = data.to(mixture.device)
-    score = pool_groups(mixture.router(data.features), group=data.member, observed=data.observed)
-    routing = choose(
-        score,
-        mixture.moe.routing,
-        bias=mixture.balance_bias.bias if mixture.moe.balance.bias_rate else None,
-        generalist=mixture.generalist,
-    )
-    weight = torch.zeros_like(routing.prob).scatter_add(1, routing.expert, routing.gate)
-    return torch.einsum("re,reqh->rqh", weight[data.group], data.quantiles.float())
+    gates = mixture.choose(_scores(mixture, data)).gates()
+    return torch.einsum("re,reqh->rqh", gates[data.group], data.quantiles.float())
+
+
+def _scores(mixture: DistilledMoE, data: ExpertForecasts, noise: Tensor | float = 0.0) -> Float[Tensor, "group expert"]:
+    return pool_groups(mixture.router(data.features + noise), group=data.member, observed=data.observed)
 
 
 def mixture_quantile_loss(mixture: DistilledMoE, data: ExpertForecasts) -> float:
-    """Mean quantile loss of the mixture, each domain counting alike."""
+    """Return the validation loss of the mixture."""
     levels = torch.tensor(mixture.chronos_config.quantiles, device=mixture.device)
     data = data.to(mixture.device)
-    loss = quantile_loss(mixture_quantiles(mixture, data), data.target, levels=levels).nanmean(dim=1)
-    return torch.stack([loss[data.domain == place].mean() for place in data.domain.unique()]).mean().item()
+    return domain_mean(row_losses(mixture_quantiles(mixture, data), data.target, levels=levels), data.domain)

@@ -1,89 +1,147 @@
-"""The distillation trainer: a ``transformers.Trainer`` with one overridden method."""
+"""The distillation trainer: a ``transformers.Trainer`` of any student from any teacher."""
 
+import functools
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import Trainer, TrainingArguments
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput
 from transformers.training_args import ParallelMode
 
 from chronomoe.data.soft_targets import SoftTargets
 from chronomoe.data.windows import Batch, model_inputs
-from chronomoe.models.balancing import LossFreeBias
+from chronomoe.errors import InputError
+from chronomoe.models.balancing import AUX_WEIGHT, LossFreeBias
 from chronomoe.models.chronos2 import ExactChronos2Model
+from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.student import kept_layers
-from chronomoe.training.losses import LossConfig, LossParts, distillation_loss, hidden_loss
+from chronomoe.training.averaging import averaged_weights
+from chronomoe.training.losses import LossConfig, distillation_loss, hidden_loss
+from chronomoe.training.validation import validation_loss
 
 CPU = torch.device("cpu")
 
 
-class Chronos2DistillationTrainer(Trainer):
-    """Train a student on soft targets (the teacher's quantiles) and hard ones (what happened).
+class TeacherAndStudent(nn.Module):
+    """A teacher and its student as one network, so that one optimiser and all processes train both."""
 
-    Any model that is called as a ``Chronos2Model`` and returns ``normalized_preds`` can be the student, a mixture too.
-    In evaluation the loss is the hard one, so that it compares students of different teachers and weights.
+    def __init__(self, teacher: ExactChronos2Model, student: PreTrainedModel) -> None:
+        super().__init__()
+        self.teacher, self.student = teacher, student
+
+    def forward(self, **inputs: Any) -> tuple[Any, Any]:
+        """Return what the student and what the teacher make of a batch."""
+        return self.student(**inputs), self.teacher(**inputs)
+
+
+class Chronos2DistillationTrainer(Trainer):
+    """Distil any teacher into any student, dense, with MoE layers, or a mixture.
+
+    The loss is the distillation loss plus ``aux_weight`` times the student's auxiliary loss. A ``teacher`` that is
+    given learns beside the student: its own hard loss and ``aux_weight`` times its own auxiliary loss are added, and
+    the student's soft targets are what it says of the same batch, dropout and all, without a gradient (Zhang et al.,
+    2018, https://arxiv.org/abs/1706.00384, let both learn from each other instead).
+
+    Validation is :func:`chronomoe.training.validation.validation_loss` of the student, which every process takes of all
+    windows. In several processes each takes the auxiliary losses of its own batch, as it does the forecast's; loss-free
+    biases move by the mean of what each process would do, and what is logged is the mean as well.
 
     Args:
-        soft_targets: a live teacher or a store; None trains on the hard loss alone.
+        model: the student: any model that is called as a ``Chronos2Model`` and returns ``normalized_preds``.
+        soft_targets: a live teacher or a store, whose teacher stays as it is; None where ``teacher`` learns, or for the
+            hard loss alone.
         loss: weights and kinds of the losses.
+        teacher: one that learns, in place.
         hidden_teacher: the teacher whose hidden states are followed where ``loss.hidden_weight`` is not 0.
-        expert_learning_rate: trains a mixture's experts beside its router, whose rate is the trainer's.
+        aux_weight: of auxiliary losses; by default a mixture's own, else ``AUX_WEIGHT``.
+        learning_rates: of submodules by name, such as ``{"experts": 1e-5}``; the trainer's for all others.
         **trainer: what ``transformers.Trainer`` takes.
+
+    Raises:
+        InputError: ``aux_weight`` is negative, there are two teachers, the teacher forecasts other quantile levels, or
+            the student cannot follow hidden states.
     """
 
     def __init__(
         self,
         *,
-        soft_targets: SoftTargets | None,
-        loss: LossConfig,
+        model: PreTrainedModel,
+        soft_targets: SoftTargets | None = None,
+        loss: LossConfig | None = None,
+        teacher: ExactChronos2Model | None = None,
         hidden_teacher: ExactChronos2Model | None = None,
-        expert_learning_rate: float | None = None,
+        aux_weight: float | None = None,
+        learning_rates: Mapping[str, float] | None = None,
         **trainer: Any,
     ) -> None:
-        super().__init__(**trainer)
-        self.soft_targets, self.loss, self.expert_learning_rate = soft_targets, loss, expert_learning_rate
+        self.student, self.soft_targets, self.loss = model, soft_targets, loss or LossConfig()
+        self.aux_weight = getattr(model, "aux_weight", AUX_WEIGHT) if aux_weight is None else aux_weight
+        if not self.aux_weight >= 0:
+            raise InputError(f"aux_weight must be at least 0, got {self.aux_weight}")
+        if teacher is not None:
+            if soft_targets is not None:
+                raise InputError(
+                    "a teacher that learns gives the soft targets itself; pass teacher or soft_targets, not both"
+                )
+            check_levels(teacher, model)
+        if self.loss.hidden_weight:
+            _check_hidden(model, hidden_teacher)
+        super().__init__(model=model if teacher is None else TeacherAndStudent(teacher, model), **trainer)
         self.hidden_teacher = None if hidden_teacher is None else hidden_teacher.eval()
-        self._parts: dict[str, list[float]] = defaultdict(list)
+        self.learning_rates = dict(learning_rates or {})
+        self._parts: dict[str, list[Tensor]] = defaultdict(list)
 
     def compute_loss(
         self,
-        model: torch.nn.Module,
+        model: nn.Module,
         inputs: Batch,
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
-        """Return the distillation loss of a batch that ``collate`` made, plus the auxiliary loss of a mixture."""
-        follow = model.training and self.loss.hidden_weight > 0
+        """Return the loss of a batch that ``collate`` made."""
+        follow = self.loss.hidden_weight > 0
         output = model(**model_inputs(inputs), **({"output_hidden_states": True} if follow else {}))
-        plain = self.accelerator.unwrap_model(model)
-        target, _ = plain.instance_norm(inputs["future_target"], output.loc_scale)
-        parts = distillation_loss(
-            output.normalized_preds,
-            teacher=self.teacher_forecast(inputs, output) if model.training else None,
-            target=target,
-            levels=torch.tensor(plain.chronos_config.quantiles, device=target.device),
-            config=self.loss,
-        )
+        output, taught = output if isinstance(output, tuple) else (output, None)
+        target, _ = self.student.instance_norm(inputs["future_target"], output.loc_scale)
+        levels = torch.tensor(self.student.chronos_config.quantiles, device=target.device)
+        measure = functools.partial(distillation_loss, target=target, levels=levels, config=self.loss)
+        if taught is not None:
+            soft_target = taught.normalized_preds.detach()
+        else:
+            soft_target = None if self.soft_targets is None else self.soft_targets(inputs)
+        parts = measure(output.normalized_preds, teacher=soft_target)
+        self._note(soft_loss=parts.soft, hard_loss=parts.hard)
         total = parts.total
         if follow:
             total = total + self.loss.hidden_weight * self._hidden_loss(output.hidden_states, inputs)
-        if model.training:
-            total = total + self.auxiliary_loss(output, target)
-            self.note(parts, output)
-        return (total, {"loss": total}) if return_outputs else total
+        auxiliary = _auxiliary(output, total)
+        added = self.aux_weight * auxiliary
+        if taught is not None:
+            own = measure(taught.normalized_preds, teacher=None)
+            added = added + own.hard + self.aux_weight * _auxiliary(taught, total)
+            self._note(teacher_hard_loss=own.hard, teacher_aux_loss=_auxiliary(taught, total))
+        layers = getattr(output, "moe", None)
+        if layers:
+            entropy, load = ([getattr(layer, name) for layer in layers] for name in ("entropy", "load"))
+            self._note(aux_loss=auxiliary, entropy=torch.stack(entropy), load=torch.stack(load))
+        total = total + added
+        return (total, output) if return_outputs else total
 
-    def teacher_forecast(self, inputs: Batch, output: Any) -> Tensor | None:
-        """Return the soft targets of a batch, or None; ``output`` is what the model made of it."""
-        return None if self.soft_targets is None else self.soft_targets(inputs)
+    def evaluation_loop(
+        self, dataloader: DataLoader[Any], *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
+        """Take the student's validation loss, with averaged weights where the optimiser keeps them."""
+        windows: Any = dataloader.dataset
+        with averaged_weights(self.optimizer):
+            loss = validation_loss(self.student, windows, batch_size=self.args.eval_batch_size)
+        return EvalLoopOutput(None, None, {f"{metric_key_prefix}_loss": loss}, len(windows))  # type: ignore[arg-type]
 
-    def auxiliary_loss(self, output: Any, target: Tensor) -> Tensor:
-        """Return what is added to the distillation loss in training: a mixture's own, already weighted."""
-        auxiliary: Tensor | None = getattr(output, "aux_loss", None)
-        return target.new_zeros(()) if auxiliary is None else auxiliary
-
-    def training_step(self, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """Take a step; then processes average the biases that each has moved by the load of its own windows."""
         loss: Tensor = super().training_step(model, *args, **kwargs)
         if self.accelerator.num_processes > 1:
@@ -93,30 +151,19 @@ class Chronos2DistillationTrainer(Trainer):
         return loss
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Make the framework's optimizer, or one with a rate of their own for the experts of a mixture."""
-        optimizer: torch.optim.Optimizer | None = self.optimizer  # type: ignore[has-type]
-        if self.expert_learning_rate is None or optimizer is not None:
-            made: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-            return made
-        decays = set(self.get_decay_parameter_names(self.model))  # neither biases nor norms
-        router = {f"router.{name}" for name, _ in self.model.router.named_parameters()}
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(self.args, self.model)
-        groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
-        for name, parameter in self.model.named_parameters():
-            groups[name in router, name in decays].append(parameter)
-        rates = {True: self.args.learning_rate, False: self.expert_learning_rate}
-        split: torch.optim.Optimizer = kind(
-            [
-                {"params": group, "lr": rates[routes], "weight_decay": self.args.weight_decay if decayed else 0.0}
-                for (routes, decayed), group in groups.items()
-            ],
-            **options,
-        )
-        self.optimizer = split
-        return split
+        """Make the framework's optimiser, and move submodules with a rate of their own into groups of their own."""
+        is_new = self.optimizer is None  # type: ignore[has-type]
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        for name, rate in self.learning_rates.items() if is_new else ():
+            members = set(self.student.get_submodule(name).parameters())
+            for group in list(optimizer.param_groups):
+                own = [parameter for parameter in group["params"] if parameter in members]
+                group["params"] = [parameter for parameter in group["params"] if parameter not in members]
+                optimizer.add_param_group({**group, "params": own, "lr": rate})
+        return optimizer
 
     def _hidden_loss(self, states: tuple[Tensor, ...], inputs: Batch) -> Tensor:
-        assert self.hidden_teacher is not None  # checked by the caller that made this trainer
+        assert self.hidden_teacher is not None  # checked when this trainer was made
         self.hidden_teacher.to(inputs["context"].device)
         with torch.no_grad():
             teacher = self.hidden_teacher(**model_inputs(inputs), output_hidden_states=True).hidden_states
@@ -125,23 +172,59 @@ class Chronos2DistillationTrainer(Trainer):
 
     def _observed_tokens(self, context: Tensor, tokens: int) -> Tensor:
         """Return which tokens stand for any value: patches of the context that have one, and all that follow them."""
-        size = self.accelerator.unwrap_model(self.model).chronos_config.input_patch_size
-        seen = torch.nn.functional.pad(context.isfinite(), (-context.shape[1] % size, 0))
+        size = self.student.chronos_config.input_patch_size
+        seen = nn.functional.pad(context.isfinite(), (-context.shape[1] % size, 0))
         patches = seen.unflatten(1, (-1, size)).any(dim=-1)
         patches = patches[:, max(0, patches.shape[1] - tokens) :]
-        return torch.nn.functional.pad(patches, (0, tokens - patches.shape[1]), value=True)
+        return nn.functional.pad(patches, (0, tokens - patches.shape[1]), value=True)
 
-    def note(self, parts: LossParts, output: Any) -> None:
-        """Remember a step for the next report."""
-        self._parts["soft"].append(parts.soft.item())
-        self._parts["hard"].append(parts.hard.item())
+    def _note(self, **values: Tensor) -> None:
+        """Remember parts of a step's loss for the next report."""
+        for name, value in values.items():
+            self._parts[name].append(value.detach().float())
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the means of the soft and hard loss since the last report."""
-        if "loss" in logs:
-            logs |= {f"{name}_loss": sum(values) / len(values) for name, values in self._parts.items() if values}
+    def log(self, logs: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        """Add the parts of the loss, and router entropy and load by layer: means over steps and processes."""
+        if "loss" in logs and self._parts:
+            means = {name: torch.stack(values).mean(dim=0) for name, values in self._parts.items()}
+            logs |= {name: mean.tolist() for name, mean in self.accelerator.reduce(means, reduction="mean").items()}
             self._parts.clear()
         super().log(logs, *args, **kwargs)
+
+
+Chronos2MoEDistillationTrainer = Chronos2DistillationTrainer
+"""One trainer serves networks with MoE layers, as student, teacher or both."""
+
+
+def _auxiliary(output: Any, like: Tensor) -> Tensor:
+    auxiliary: Tensor | None = getattr(output, "aux_loss", None)
+    return like.new_zeros(()) if auxiliary is None else auxiliary
+
+
+def check_levels(teacher: PreTrainedModel, student: PreTrainedModel) -> None:
+    """Refuse a teacher that forecasts other quantile levels than its student.
+
+    Raises:
+        InputError: the levels differ.
+    """
+    own, theirs = (list(model.chronos_config.quantiles) for model in (student, teacher))
+    if own != theirs:
+        raise InputError(
+            f"teacher and student must forecast the same quantile levels, got {len(theirs)} and {len(own)}: "
+            f"{theirs} and {own}; cut the student from this teacher"
+        )
+
+
+def _check_hidden(student: PreTrainedModel, teacher: ExactChronos2Model | None) -> None:
+    if teacher is None:
+        raise InputError("hidden_weight needs the teacher itself: a soft-target store holds forecasts only")
+    if isinstance(student, DistilledMoE):
+        raise InputError("hidden_weight must be 0 for a mixture: its experts' tokens follow no single teacher's")
+    if student.config.d_model != teacher.config.d_model:
+        raise InputError(
+            f"hidden_weight needs a student of the teacher's d_model {teacher.config.d_model}, "
+            f"got {student.config.d_model}; set it to 0 or keep d_model"
+        )
 
 
 def last_checkpoint(folder: Path) -> str | None:

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from chronomoe.errors import InputError
-from chronomoe.models.balancing import load_balancing_loss, z_loss
+from chronomoe.models.balancing import BalanceConfig, load_balancing_loss, z_loss
 from chronomoe.models.mixture.features import series_features
-from chronomoe.models.mixture.mixture import BalanceConfig, DistilledMoE, MixtureConfig, build_mixture
+from chronomoe.models.mixture.mixture import DistilledMoE, MixtureConfig, build_mixture
 from chronomoe.models.mixture.router import RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
 from conftest import EXPERTS
@@ -71,12 +71,14 @@ def test_the_gradient_reaches_the_router_and_the_chosen_experts(make_mixture, ba
     assert len(used) > 1
 
 
-def test_balance_and_z_losses_are_weighed_into_aux_loss(make_mixture, gappy):
+def test_the_auxiliary_loss_is_the_mean_of_balance_and_z_loss_by_their_weights(make_mixture, gappy):
     assert make_mixture()(gappy).aux_loss == 0
-    output = make_mixture(balance={"weight": 0.5, "z_weight": 0.25, "kind": "switch"}, routing={"top_k": 2})(gappy)
+    mixture = make_mixture(balance={"weight": 0.5, "z_weight": 0.25, "kind": "switch"}, routing={"top_k": 2})
+    output = mixture(gappy)
     load = output.routing.expert.flatten().bincount(minlength=len(EXPERTS)) / output.routing.expert.numel()
-    expected = 0.5 * load_balancing_loss(output.routing.prob, load, kind="switch") + 0.25 * z_loss(output.routing.score)
-    torch.testing.assert_close(output.aux_loss, expected)
+    balance, small = load_balancing_loss(output.routing.prob, load, kind="switch"), z_loss(output.routing.score)
+    torch.testing.assert_close(output.aux_loss, (2 * balance + small) / 3)
+    assert mixture.aux_weight == 0.75
     output.aux_loss.backward()
 
 

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from chronos.chronos2 import Chronos2Model, Chronos2Pipeline
@@ -12,13 +12,12 @@ from chronos.chronos2.config import Chronos2CoreConfig, Chronos2ForecastingConfi
 from chronos.chronos2.model import Chronos2EncoderOutput
 from chronos.chronos_bolt import InstanceNorm
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 
 from chronomoe.errors import InputError
-from chronomoe.models.balancing import LossFreeBias, expert_load, load_balancing_loss, z_loss
+from chronomoe.models.balancing import BalanceConfig, LossFreeBias, expert_load
 from chronomoe.models.chronos2 import (
     ExactChronos2Model,
     ForecastOutput,
@@ -36,20 +35,6 @@ from chronomoe.models.unwrapping import model_of
 
 Pick = Callable[[Any], Any]
 """Takes an expert's rows of a tensor, or of None."""
-
-
-@configuration
-class BalanceConfig:
-    """How the router is kept from forgetting experts in training."""
-
-    kind: Literal["l2", "switch"] = "l2"
-    """The balance loss."""
-    weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Of the balance loss."""
-    z_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Of the z-loss."""
-    bias_rate: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Step of the loss-free bias; 0 leaves it out."""
 
 
 @configuration
@@ -94,7 +79,7 @@ class DistilledMoEOutput(ForecastOutput):
     routing: Routing | None = None
     """Experts, gates, probabilities and scores of each row."""
     aux_loss: Tensor | None = None
-    """Weighted balance and z-loss."""
+    """See ``DistilledMoE.auxiliary_loss``; not weighted against the forecast's loss yet."""
 
 
 class DistilledMoE(PreTrainedModel):
@@ -194,15 +179,36 @@ class DistilledMoE(PreTrainedModel):
         if group_ids is not None:
             group = group_ids.unique(return_inverse=True)[1]
             scores = pool_groups(scores, group=group, observed=context.isfinite().any(dim=1))
-        routing = choose(
+        routing = self.choose(scores, training=self.training, generator=generator)
+        return Routing(*(part[group] for part in routing))
+
+    def choose(
+        self, scores: Float[Tensor, "group expert"], *, training: bool = False, generator: torch.Generator | None = None
+    ) -> Routing:
+        """Turn scores into choices: see :func:`chronomoe.models.mixture.router.choose`."""
+        return choose(
             scores,
             self.moe.routing,
             bias=self.balance_bias.bias if self.moe.balance.bias_rate else None,
             generalist=self.generalist,
-            training=self.training,
+            training=training,
             generator=generator,
         )
-        return Routing(*(part[group] for part in routing))
+
+    @property
+    def aux_weight(self) -> float:
+        """Weight of the auxiliary loss in training: see ``BalanceConfig``."""
+        return self.moe.balance.aux_weight
+
+    def auxiliary_loss(self, routing: Routing, *, training: bool) -> Float[Tensor, ""]:
+        """Return ``BalanceConfig.loss`` of a routing; in training, move the loss-free bias."""
+        balance = self.moe.balance
+        if not (self.aux_weight or balance.bias_rate):
+            return routing.score.new_zeros(())
+        load = expert_load(routing.expert, num_experts=len(self.experts), used=routing.gate > 0)
+        if training and balance.bias_rate:
+            self.balance_bias.update(load)
+        return balance.loss(routing.prob, routing.score, load)
 
     def forward(
         self,
@@ -262,7 +268,7 @@ class DistilledMoE(PreTrainedModel):
             normalized_preds=normalized,
             loc_scale=loc_scale,
             routing=routing,
-            aux_loss=self._aux_loss(routing),
+            aux_loss=self.auxiliary_loss(routing, training=self.training),
         )
 
     def _mix(
@@ -304,19 +310,6 @@ class DistilledMoE(PreTrainedModel):
             loc_scale,
             inputs["num_output_patches"],
         )
-        return loss
-
-    def _aux_loss(self, routing: Routing) -> Tensor:
-        balance, loss = self.moe.balance, routing.score.new_zeros(())
-        if balance == BalanceConfig():
-            return loss
-        load = expert_load(routing.expert, num_experts=len(self.experts), used=routing.gate > 0)
-        if self.training and balance.bias_rate:
-            self.balance_bias.update(load)
-        if balance.weight:
-            loss = loss + balance.weight * load_balancing_loss(routing.prob, load, kind=balance.kind)
-        if balance.z_weight:
-            loss = loss + balance.z_weight * z_loss(routing.score)
         return loss
 
     def encode(

@@ -32,7 +32,7 @@ class RoutingConfig:
 
     top_k: int = Field(default=2, ge=1)
     """Most experts of a series; without ``threshold``, their number."""
-    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    temperature: float = Field(default=1.0, gt=0)
     """Divides the scores: higher is closer to equal weights."""
     threshold: float | None = Field(default=0.8, gt=0, le=1)
     """Dynamic K: the fewest experts, best first, whose probabilities reach this together; None fixes K."""
@@ -51,6 +51,10 @@ class Routing(NamedTuple):
     gate: Float[Tensor, "batch choice"]  # sums to 1 over the choices; 0 where dynamic K leaves a choice out
     prob: Float[Tensor, "batch expert"]  # before the cut to top_k
     score: Float[Tensor, "batch expert"]  # before the softmax
+
+    def gates(self) -> Float[Tensor, "batch expert"]:
+        """Return the gate of every expert, 0 where it is not chosen."""
+        return torch.zeros_like(self.prob).scatter_add(1, self.expert, self.gate)
 
 
 def choose(
@@ -130,10 +134,30 @@ class TimeSeriesRouter(nn.Module):
         self.mean.copy_(features.mean(dim=0))
         self.spread.copy_(features.std(dim=0, correction=0).clamp(min=1e-3))
 
+    @torch.no_grad()
+    def start_from_centroids(self, features: Float[Tensor, "batch feature"], expert: Int[Tensor, " batch"]) -> None:
+        """Begin as a nearest-centroid classifier of the rows that each expert is to have.
+
+        The last layer becomes that of Gaussians with one spherical variance around the mean of each expert's rows, as
+        the layers before it see them, and the experts' shares of rows as prior.
+        """
+        last = self.eval().network[-1]
+        assert isinstance(last, nn.Linear)
+        hidden = self.network[:-1](self._standardized(features))
+        count = expert.bincount(minlength=self.num_experts)
+        centroid = hidden.new_zeros(last.weight.shape).index_add(0, expert, hidden) / count.clamp(min=1)[:, None]
+        unit = (hidden - centroid[expert]).square().sum(dim=1).mean().clamp(min=1e-6)
+        prior = (count + 1) / (count + 1).sum()
+        last.weight.copy_(centroid / unit)
+        last.bias.copy_(prior.log() - centroid.square().sum(dim=1) / (2 * unit))
+
+    def _standardized(self, features: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch feature"]:
+        standard = ((features.float() - self.mean.float()) / self.spread.float()).clamp(-5, 5)
+        return standard.to(next(self.network.parameters()).dtype)
+
     def forward(self, features: Float[Tensor, "batch feature"]) -> Float[Tensor, "batch expert"]:
         """Score the experts of each row."""
-        standard = ((features.float() - self.mean.float()) / self.spread.float()).clamp(-5, 5)
-        score: Tensor = self.network(standard.to(next(self.network.parameters()).dtype))
+        score: Tensor = self.network(self._standardized(features))
         return score.float()
 
 

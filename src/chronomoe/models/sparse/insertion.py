@@ -3,18 +3,19 @@
 import copy
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, field, fields, replace
+from dataclasses import asdict, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from chronos.chronos2 import Chronos2Model, Chronos2Pipeline
 from chronos.chronos2.config import Chronos2CoreConfig
 from chronos.chronos2.layers import FeedForward
+from pydantic import Field
 from torch import Tensor, nn
 
-from chronomoe.errors import InputError, nearest
-from chronomoe.models.configuration import configuration
+from chronomoe.errors import InputError
+from chronomoe.models.configuration import configuration, parse
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.layer import Chronos2MoELayer
 from chronomoe.models.sparse.upcycling import (
@@ -33,7 +34,7 @@ SHARE_OF_DENSE = 4
 class MoEInsertionConfig:
     """Which MoE layers are inserted, and where."""
 
-    after: tuple[int, ...]
+    after: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     """Encoder blocks that a layer follows, one for each layer, in the order of insertion. Layers after the same block
     stand in that order."""
     layer: MoEConfig = field(default_factory=lambda: MoEConfig(num_experts=4, top_k=1))
@@ -41,31 +42,12 @@ class MoEInsertionConfig:
     ``layers`` is not used, and the seed is that of the first layer: each further one counts on."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "after", tuple(self.after))  # JSON and YAML give lists
-        if not self.after:
-            raise InputError("after must name at least one encoder block, got none")
-        if min(self.after) < 0:
-            raise InputError(f"after must name encoder blocks from 0, got {list(self.after)}")
         for name in ("noise", "reinit"):
             if getattr(self.layer, name):
                 raise InputError(
                     f"{name} changes copies of a dense block, and inserted layers have none; leave it at 0, got "
                     f"{getattr(self.layer, name)}"
                 )
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> "MoEInsertionConfig":
-        """Read what ``dataclasses.asdict`` wrote, straight or through JSON; unknown keys are refused."""
-        known = [entry.name for entry in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise InputError(
-                    f"Unknown setting {name!r} of inserted layers. Available: {', '.join(known)}.{nearest(name, known)}"
-                )
-        kept: dict[str, Any] = {
-            name: tuple(value) if name == "after" else MoEConfig.from_dict(value) for name, value in values.items()
-        }
-        return cls(**kept)
 
 
 class MoEEnhancedConfig(Chronos2CoreConfig):  # type: ignore[misc]
@@ -133,7 +115,7 @@ class MoEEnhancedChronos2(SparseChronos2Model):
         base = model_of(base_model)
         if isinstance(base, MoEEnhancedConfig):
             super().__init__(base)
-            insertion = MoEInsertionConfig.from_dict(base.insertion)
+            insertion = self.insertion
             _check_places(insertion.after, base.num_layers)
         else:
             check_dense(base, what="inserting MoE layers", remedy="insert into the dense model, or use with_layer")
@@ -159,7 +141,7 @@ class MoEEnhancedChronos2(SparseChronos2Model):
     @property
     def insertion(self) -> MoEInsertionConfig:
         """The inserted layers."""
-        return MoEInsertionConfig.from_dict(self.config.insertion)
+        return parse(self.config.insertion, MoEInsertionConfig, source="the inserted layers' configuration")
 
     @property
     def moe_layers(self) -> dict[int, Chronos2MoELayer]:

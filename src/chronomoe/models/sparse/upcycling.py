@@ -15,6 +15,7 @@ from transformers.configuration_utils import PretrainedConfig
 
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model, ForecastOutput
+from chronomoe.models.configuration import parse
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.layer import Chronos2MoELayer, MoEAux
 from chronomoe.models.unwrapping import model_of
@@ -120,7 +121,7 @@ class Chronos2MoEModel(SparseChronos2Model):
 
     def __init__(self, config: Chronos2MoEConfig) -> None:
         super().__init__(config)
-        moe = MoEConfig.from_dict(config.moe)
+        moe = parse(config.moe, MoEConfig, source="the MoE layers' configuration")
         generator = torch.Generator().manual_seed(moe.seed)
         for block in _sparse_blocks(moe, config.num_layers):
             layer = fresh_layer(config, moe, generator=generator)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from chronomoe.pretraining.averaging import AVERAGE, AveragedAdamW, averaged_weights, use_averaged_weights
+from chronomoe.training.averaging import AVERAGE, AveragedAdamW, averaged_weights, use_averaged_weights
 
 OPTIONS = {"lr": 0.1, "weight_decay": 0.01}
 
