@@ -38,6 +38,7 @@ from chronomoe.cli.options import (
 )
 from chronomoe.cli.sparse import expand, upcycle
 from chronomoe.cli.tables import print_records, print_summary
+from chronomoe.cli.threads import limit_threads
 from chronomoe.errors import InputError
 
 app = typer.Typer(
@@ -52,7 +53,7 @@ class Command(TyperCommand):
     """A command that loads what models need when it runs, and not when it only shows its help."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Register our architectures, keep libraries quiet, and run."""
+        """Register our architectures, keep libraries quiet and threads to our processors, and run."""
         import huggingface_hub
         import transformers
 
@@ -63,6 +64,7 @@ class Command(TyperCommand):
         transformers.logging.set_verbosity_error()
         huggingface_hub.logging.set_verbosity_error()
         register()
+        limit_threads()
         with ExitStack() as quiet:
             if not first_process():  # of several, the first alone speaks
                 quiet.enter_context(redirect_stdout(quiet.enter_context(Path(os.devnull).open("w"))))
