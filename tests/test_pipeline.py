@@ -213,6 +213,19 @@ def test_series_of_similar_length_share_a_batch_and_come_back_in_order(plain, ma
         assert_close(one, pipeline.predict([values], prediction_length=20)[0])
 
 
+def test_series_far_longer_than_the_rest_get_a_batch_of_their_own_and_change_no_forecast(mixture, make_context):
+    """Ragged series and groups of several sizes, alone, as given and in another order."""
+    rows, pairs = make_context(120, 128), make_context(8, 128, seed=1).view(4, 2, 128)
+    inputs = [row[None, -5:] for row in rows[:118]] + [rows[118:119], rows[119:]] + [pair[:, -40:] for pair in pairs]
+    inputs += [make_context(3, 128, seed=2)]
+    pipeline = Watched(mixture)
+    together = pipeline.predict(inputs, prediction_length=20)
+    assert pipeline.lengths == (5, 64)
+    assert_close(pipeline.predict(inputs[::-1], prediction_length=20, batch_size=4)[::-1], together)
+    for values, one in list(zip(inputs, together, strict=True))[110:]:
+        assert_close(pipeline.predict([values], prediction_length=20)[0], one)
+
+
 def test_cross_learning_keeps_the_callers_batches(plain, make_context):
     inputs = [row[-length:] for row, length in zip(make_context(4, 60), (60, 5, 58, 7), strict=True)]
     pipeline = Watched(plain)

@@ -55,6 +55,21 @@ def test_predictions_are_those_of_the_pipeline(moe, make_frame, tmp_path):
     pd.testing.assert_frame_equal(found, expected, check_dtype=False, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_forecasts_in_a_narrower_type_stay_near_those_in_float32(moe, make_frame, tmp_path, dtype):
+    frame = make_frame(2, 100)
+    want = predicted(moe, frame, tmp_path).predictions
+    found = predicted(moe, frame, tmp_path, dtype=dtype).predictions
+    assert (found - want).abs().max() < 0.05 * frame.target.std()
+    if dtype == "bfloat16":
+        assert (found != want).any()
+
+
+def test_a_type_that_no_model_computes_in_is_refused(moe, make_frame, tmp_path):
+    with pytest.raises(InputError, match="dtype must be one of auto, float32, bfloat16, got 'int8'"):
+        predicted(moe, make_frame(2, 100), tmp_path, dtype="int8")
+
+
 def test_known_covariates_change_the_forecast(moe, make_frame, tmp_path):
     past = make_frame(2, 100, freq="D", season=7, covariate="promo")
     future = make_frame(2, 105, freq="D", season=7, covariate="promo").groupby("item_id").tail(5)

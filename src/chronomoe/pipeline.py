@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from chronomoe.checkpoints.adapters import save_adapters
 from chronomoe.checkpoints.loading import load_checkpoint, merge
 from chronomoe.checkpoints.writing import PUSH_OPTIONS, push_folder, write_checkpoint
+from chronomoe.data.batching import runs_of_similar, without_future
 from chronomoe.data.forecasts import check_asked, forecast, known_names, take_in_frames, with_ids
 from chronomoe.data.frames import tidy
 from chronomoe.data.intake import Wish
@@ -25,6 +26,7 @@ from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.cross_learning import RoutedBySeries, series_of_rows
 from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.models.precision import DtypeTrials
 from chronomoe.models.promises import constant_level, put_in_order
 from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
@@ -63,8 +65,12 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
       future values included. ``cross_learning`` makes one group of the batch, so this asks it of all its series.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Wrap a model, in evaluation mode; a stock ``Chronos2Model`` gets the exact but faster forward pass."""
+    def __init__(self, model: PreTrainedModel, *, trials: DtypeTrials | None = None) -> None:
+        """Wrap a model, in evaluation mode; a stock ``Chronos2Model`` gets the exact but faster forward pass.
+
+        ``trials`` settle the type that it computes in; without them it is the model's ``compute_dtype``.
+        """
+        self.trials = trials
         if type(model) is Chronos2Model:
             use_exact_group_attention(model)
         super().__init__(model=model.eval())
@@ -80,15 +86,19 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
                 comes with the package (a folder of that name is "./tiny").
             *args: as in ``PreTrainedModel.from_pretrained``.
             force_s3_download: download again what is already here.
-            **kwargs: as in ``PreTrainedModel.from_pretrained``. ``dtype`` is float32 unless given: checkpoints are
-                often stored in bfloat16 to be small, and many CPUs compute slowly in it. "auto" keeps what is stored.
+            **kwargs: as in ``PreTrainedModel.from_pretrained``. ``dtype`` is float32 unless given, whatever is stored.
+                "auto" keeps the weights in float32 and takes the encoder's products in bfloat16 where the processor has
+                units for it and a short trial, one for each size of a batch, says that it wins. That changes the
+                weighted quantile loss on real series by less than 0.1 %.
 
         Raises:
             InputError: there is no such checkpoint, its weights are missing, cut short or do not fit its
                 configuration, or it is of another architecture or a newer format. Only safetensors are read, and no
                 code of a checkpoint is run.
         """
-        return cls(load_checkpoint(pretrained_model_name_or_path, *args, force_s3_download=force_s3_download, **kwargs))
+        model = load_checkpoint(pretrained_model_name_or_path, *args, force_s3_download=force_s3_download, **kwargs)
+        auto = (kwargs.get("dtype") or kwargs.get("torch_dtype")) == "auto"
+        return cls(model, trials=DtypeTrials(time.perf_counter) if auto else None)
 
     def save_pretrained(
         self, save_directory: str | Path, *args: Any, sections: Mapping[str, str] | None = None, **kwargs: Any
@@ -174,26 +184,27 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
     ) -> list[Tensor]:
         """Forecast: see ``Chronos2Pipeline.predict``, whose arguments these are.
 
-        Series of similar length share a batch, because a batch is padded to its longest; with ``cross_learning`` the
-        caller's order says who is together. Without it, a batch changes a forecast by under 1e-4 relative in float32.
+        Groups of equal size and series of similar length share a batch, because a batch is padded to its longest; with
+        ``cross_learning`` the caller's order says who is together. Without it, a batch changes a forecast by under 1e-4
+        relative in float32.
         """
-        options = (prediction_length, batch_size, context_length, cross_learning, limit_prediction_length)
         if not {tenth / 10 for tenth in range(1, 10)} <= {*self.quantiles}:  # upstream's default, which it would refuse
             kwargs.setdefault("unrolled_quantiles", self.quantiles)
-        together = cross_learning or kwargs.get("predict_batches_jointly")
-        if together or not isinstance(inputs, list | tuple) or len(inputs) < 2:
-            return super().predict(inputs, *options, **kwargs)  # type: ignore[no-any-return]
-        prepared = Chronos2Dataset(
-            inputs,
-            context_length=self.model_context_length,
-            prediction_length=prediction_length or self.model_prediction_length,
-            batch_size=batch_size,
-            output_patch_size=self.model_output_patch_size,
-            mode=DatasetMode.TEST,
-        ).inputs
-        order = sorted(range(len(prepared)), key=lambda place: prepared[place]["context"].shape[-1])
-        forecasts = super().predict([prepared[place] for place in order], *options, **kwargs)
-        return [forecast for _, forecast in sorted(zip(order, forecasts, strict=True), key=lambda pair: pair[0])]
+        horizon = prediction_length or self.model_prediction_length
+        dataset = self._dataset(inputs, horizon=horizon, batch_size=batch_size, context_length=context_length)
+        prepared = dataset.inputs
+        shapes = [(len(one["context"]), min(one["context"].shape[-1], dataset.context_length)) for one in prepared]
+        if self.trials is not None:
+            self.trials.settle(self.model, shapes, horizon=horizon, batch_size=batch_size)
+        runs = [list(range(len(prepared)))]
+        if not (cross_learning or kwargs.get("predict_batches_jointly")):
+            runs = runs_of_similar(shapes, batch_size=batch_size, patch_size=self.model.chronos_config.input_patch_size)
+        forecasts: dict[int, Tensor] = {}
+        for run in runs:
+            options = (prediction_length, batch_size, context_length, cross_learning, limit_prediction_length)
+            found = super().predict([prepared[place] for place in run], *options, **kwargs)
+            forecasts |= zip(run, found, strict=True)
+        return [forecasts[place] for place in range(len(prepared))]
 
     def _predict_batch(
         self,
@@ -331,22 +342,20 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         The inputs are those of ``predict``. Horizons beyond one pass are routed anew for each pass; this is the first.
         """
         mixture = self._mixture("routing")
-        dataset = Chronos2Dataset(
-            _without_future(inputs),
-            context_length=min(context_length or self.model_context_length, self.model_context_length),
-            prediction_length=0,
-            batch_size=batch_size,
-            output_patch_size=self.model_output_patch_size,
-            mode=DatasetMode.TEST,
-        )
+        known = without_future(inputs)
         answer = []
-        for batch in dataset:
+        for batch in self._dataset(known, horizon=0, batch_size=batch_size, context_length=context_length):
             context = batch["context"].to(device=mixture.device, dtype=torch.float32)
             chosen = mixture.route(context, group_ids=batch["group_ids"].to(mixture.device))
             for first, _ in batch["target_idx_ranges"]:
                 pairs = zip(chosen.expert[first].tolist(), chosen.gate[first].tolist(), strict=True)
                 answer.append({mixture.config.expert_names[expert]: gate for expert, gate in pairs if gate > 0})
         return answer
+
+    def _dataset(self, inputs: Inputs, *, horizon: int, batch_size: int, context_length: int | None) -> Any:
+        limit = self.model_context_length
+        sizes = (min(context_length or limit, limit), horizon, batch_size, self.model_output_patch_size)
+        return Chronos2Dataset(inputs, *sizes, mode=DatasetMode.TEST)
 
     def _mixture(self, method: str) -> DistilledMoE:
         if not isinstance(self.model, DistilledMoE):
@@ -378,12 +387,3 @@ def load_teacher(name: str | Path, *, dtype: str | torch.dtype = "float32", **kw
     if not isinstance(model, Chronos2Model):
         raise InputError(f"a teacher must be one Chronos-2 model, {str(name)!r} holds a {type(model).__name__}")
     return model
-
-
-def _without_future(inputs: Any) -> Any:
-    """Leave out the future values of known covariates, which upstream's dataset would hold against its horizon of 0."""
-    if len(inputs) == 0 or not isinstance(inputs[0], Mapping) or "future_covariates" not in inputs[0]:
-        return inputs
-    if "context" in inputs[0]:
-        return inputs
-    return [{**entry, "future_covariates": dict.fromkeys(entry["future_covariates"])} for entry in inputs]

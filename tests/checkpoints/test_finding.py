@@ -100,7 +100,10 @@ def test_stock_loads_a_student_without_us_and_a_mixture_once_we_are_imported(pla
 def test_weights_are_loaded_in_float32_unless_another_dtype_is_asked_for(model, series, tmp_path):
     ChronoMoEPipeline(model.to(torch.bfloat16)).save_pretrained(tmp_path / "half")
     assert load_model(tmp_path / "half").dtype == torch.float32
-    for dtype in ("auto", "bfloat16", torch.bfloat16):
+    assert (
+        load_model(tmp_path / "half", dtype="auto").dtype == torch.float32
+    )  # of the weights: products may be narrower
+    for dtype in ("bfloat16", torch.bfloat16):
         pipeline = ChronoMoEPipeline.from_pretrained(tmp_path / "half", dtype=dtype)
         assert pipeline.model.dtype == torch.bfloat16
         assert forecast(pipeline, series).isfinite().all()

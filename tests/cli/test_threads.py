@@ -80,7 +80,10 @@ def test_commands_limit_threads_and_help_does_not_import_torch():
         "\ntry: app.main()\nexcept SystemExit: print('torch' in sys.modules)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    for arguments, said in ((["--help"], "False"), (["no-model", "no-file", "--horizon", "1", "--out", "o"], "limited")):
+    for arguments, said in (
+        (["--help"], "False"),
+        (["no-model", "no-file", "--horizon", "1", "--out", "o"], "limited"),
+    ):
         argv = [sys.executable, "-c", "import sys; sys.argv[0] = 'chronomoe';" + code, *arguments]
         done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False)
         assert said in done.stdout, done.stderr

@@ -38,14 +38,14 @@ def test_folded_weights_give_the_same_numbers(make_teacher, context, gappy, grou
     for rows in (context, gappy):
         inputs = {"group_ids": GROUPS[groups], "num_output_patches": 2}
         torch.testing.assert_close(folded(exact, rows, **inputs), plain(exact, rows, **inputs), **TOLERANCE)
-    assert exact._folded.blocks
+    assert exact._folds.kept
 
 
 def test_weights_are_folded_once_and_again_when_they_change(exact, context):
     before = folded(exact, context)
-    kept = exact._folded.blocks
+    kept = exact._folds.kept[torch.float32].blocks
     folded(exact, context[:2])
-    assert exact._folded.blocks is kept
+    assert exact._folds.kept[torch.float32].blocks is kept
     with torch.no_grad():
         exact.encoder.block[1].layer[2].layer_norm.weight.mul_(1.5)
     changed = folded(exact, context)
@@ -56,7 +56,7 @@ def test_weights_are_folded_once_and_again_when_they_change(exact, context):
 def test_a_copy_folds_its_own_weights(exact, context):
     folded(exact, context)
     copied = copy.deepcopy(exact)
-    assert not copied._folded.blocks
+    assert not copied._folds.kept
     assert torch.equal(folded(copied, context), folded(exact, context))
 
 

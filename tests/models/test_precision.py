@@ -1,3 +1,4 @@
+import itertools
 import time
 from importlib import resources
 
@@ -5,8 +6,8 @@ import pandas as pd
 import pytest
 import torch
 
-from chronomoe.models.precision import best_dtype, has_bfloat16_units
-from chronomoe.pipeline import load_model
+from chronomoe.models.precision import DtypeTrials, best_dtype, has_bfloat16_units
+from chronomoe.pipeline import ChronoMoEPipeline, load_model
 
 HORIZON = 48
 
@@ -94,3 +95,47 @@ def test_a_mixture_computes_in_the_type_of_its_experts(make_mixture, gappy):
     assert torch.equal(output.routing.score, expected.routing.score)  # the router stays in float32
     assert output.quantile_preds.dtype == torch.float32
     assert 0 < (output.normalized_preds - expected.normalized_preds).abs().max() < 0.05
+
+
+def test_sizes_that_are_alike_share_one_trial_of_few_tokens(make_mixture, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    mixture, now, tried = make_mixture(), [0.0], []
+
+    def took(model, args, output):
+        tried.append(tuple(args[0].shape))
+        now[0] += 0.1 if model.compute_dtype == torch.bfloat16 and len(args[0]) > 1 else 1.0
+
+    mixture.register_forward_hook(took)
+    trials = DtypeTrials(lambda: now[0])
+    for count, shapes in enumerate(([(1, 100)] * 300, [(1, 128)] * 400, [(2, 90)] * 100)):
+        trials.settle(mixture, shapes, horizon=20, batch_size=256)
+        assert mixture.compute_dtype == torch.bfloat16
+        assert set(tried) == {(32, 128)}, count
+        assert set(mixture.experts[0]._folds.kept) <= {torch.bfloat16}
+    seen = len(tried)
+    trials.settle(mixture, [(1, 100)], horizon=20, batch_size=256)
+    assert mixture.compute_dtype == torch.float32  # alone, a series is faster in it here
+    assert {shape[0] for shape in tried[seen:]} == {1}
+    trials.settle(mixture, [(1, 100)] * 300, horizon=20, batch_size=256)
+    assert mixture.compute_dtype == torch.bfloat16
+    assert {dtype for expert in mixture.experts for dtype in expert._folds.kept} == {torch.float32, torch.bfloat16}
+
+
+@pytest.mark.skipif(not has_bfloat16_units(torch.device("cpu")), reason="this processor has no bfloat16 units")
+def test_a_pipeline_of_the_best_type_keeps_the_loss_on_real_series(real):
+    """With a clock that always favours bfloat16, so that the bound is checked whatever else runs here."""
+    pipeline, calls = ChronoMoEPipeline.from_pretrained("tiny", dtype="auto"), itertools.count()
+    context, target = real
+    expected = ChronoMoEPipeline.from_pretrained("tiny").predict(context[:, None], prediction_length=HORIZON)
+    pipeline.trials.clock = lambda: next(calls) * (1.0 if pipeline.model.compute_dtype == torch.float32 else 0.1)
+    found = pipeline.predict(context[:, None], prediction_length=HORIZON)
+    assert pipeline.model.compute_dtype == torch.bfloat16
+    assert pipeline.model.dtype == torch.float32
+    levels = torch.tensor(pipeline.quantiles)[:, None]
+    losses = []
+    for forecasts in (expected, found):
+        gap = target[:, None] - torch.cat(forecasts)
+        losses.append((2 * torch.maximum(levels * gap, (levels - 1) * gap).mean(dim=1)).nansum(dim=1))
+    scale = context.diff(dim=1).abs().nanmean(dim=1).clamp(min=1e-3)
+    assert losses[0] is not losses[1]
+    assert ((losses[1] / scale).sum() / (losses[0] / scale).sum()).item() == pytest.approx(1, abs=1e-3)

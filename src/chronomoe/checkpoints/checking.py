@@ -198,14 +198,16 @@ def _compare(expected: Shapes, found: Shapes, *, name: str) -> None:
             )
 
 
-def parse_dtype(dtype: str | torch.dtype) -> str | torch.dtype:
-    """Return the type that weights are loaded in; "auto" stays.
+def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """Return the type that weights are loaded in; "auto" is about products.
 
     Raises:
         InputError: there is no such type.
     """
-    if isinstance(dtype, torch.dtype) or dtype == "auto":
+    if isinstance(dtype, torch.dtype):
         return dtype
+    if dtype == "auto":
+        return torch.float32
     if dtype not in DTYPES:
         raise InputError(f"dtype must be 'auto' or one of {', '.join(DTYPES)}, got {dtype!r}")
     return DTYPES[dtype]

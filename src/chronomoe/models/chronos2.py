@@ -291,9 +291,13 @@ class ExactChronos2Model(Chronos2Model):
         layers = self.encoder, self.input_patch_embedding
         if torch.is_autocast_enabled(self.device.type) or not folded.can_fold(*layers):
             return None
-        weights: folded.FoldedEncoder = self.__dict__.setdefault("_folded", folded.FoldedEncoder())
-        weights.update(*layers, dtype=self.compute_dtype, num_tokens=num_tokens)
-        return weights
+        folds: folded.Folds = self.__dict__.setdefault("_folds", folded.Folds())
+        return folds.get(*layers, dtype=self.compute_dtype, num_tokens=num_tokens)
+
+    def forget_folds(self, *, keep: set[torch.dtype]) -> None:
+        """Free the weights that were folded for other types than these."""
+        folds = self.__dict__.get("_folds", folded.Folds())
+        folds.kept = {dtype: weights for dtype, weights in folds.kept.items() if dtype in keep}
 
     def _run_folded(
         self,
@@ -306,7 +310,7 @@ class ExactChronos2Model(Chronos2Model):
         notes: list[Any],
     ) -> list[Tensor]:
         """Do what :meth:`_run` does, from folded weights."""
-        mask = None if observed is None else invert(observed[:, None, None, :], self.compute_dtype)
+        mask = None if observed is None else invert(observed[:, None, None, :], weights.embed_out.dtype)
         eps, states = self.config.layer_norm_epsilon, []
         for index, (block, own) in enumerate(zip(self.encoder.block, weights.blocks, strict=True)):
             kept = keep if index == len(weights.blocks) - 1 else hidden.shape[1]

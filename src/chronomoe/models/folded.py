@@ -34,43 +34,56 @@ class FoldedBlock(NamedTuple):
     feed_out: Tensor | None
 
 
-class FoldedEncoder:
-    """The folded weights of an encoder, kept with the model while its parameters are the same."""
+class FoldedEncoder(NamedTuple):
+    """The folded weights of an encoder, in one type."""
 
-    def __init__(self) -> None:
-        self.blocks: list[FoldedBlock] = []
-        self.embed_out = torch.empty(0)
-        self.rotation = torch.empty(0, 1, 1, dtype=torch.complex64)
-        self._made_of: tuple[Any, ...] = ()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "FoldedEncoder":
-        return FoldedEncoder()  # a copy's weights may go their own way
-
-    def __reduce__(self) -> tuple[type["FoldedEncoder"], tuple[()]]:
-        return FoldedEncoder, ()
-
-    @torch.no_grad()
-    def update(
-        self, encoder: Chronos2Encoder, embedding: ResidualBlock, *, dtype: torch.dtype, num_tokens: int
-    ) -> None:
-        """Fold the weights unless it is done, and make the rotation of as many tokens."""
-        weights = [embedding.output_layer.weight, *_folded_parameters(encoder)]
-        now = (dtype, *((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights))
-        if now != self._made_of:
-            self.blocks = [_fold(block, dtype) for block in encoder.block]
-            self.embed_out = weights[0].to(dtype)
-            self._made_of = now
-        rotary = encoder.block[0].layer[0].self_attention.rope_embed
-        if len(self.rotation) < num_tokens or self.rotation.device != rotary.inv_freq.device:
-            position = torch.arange(num_tokens, device=rotary.inv_freq.device)[None]
-            cos, sin = (part[0, :, None, : part.shape[-1] // 2] for part in rotary(rotary.inv_freq, position))
-            self.rotation = torch.complex(cos, sin)
+    made_of: tuple[tuple[int, int], ...]
+    """Where the parameters lay, and their versions."""
+    blocks: list[FoldedBlock]
+    embed_out: Tensor
+    rotation: Tensor
+    """Complex, ``(token, 1, d_kv / 2)``."""
 
     def embed(self, embedding: ResidualBlock, patches: Tensor) -> Tensor:
         """Embed patches; values and times enter in float32, the wide product is taken in the folded type."""
         inside = embedding.act(embedding.hidden_layer(patches)).to(self.embed_out.dtype)
         embedded: Tensor = embedding.residual_layer(patches)
         return embedded.add_(linear(inside, self.embed_out)).add_(embedding.output_layer.bias)
+
+
+class Folds:
+    """The folded weights of an encoder by type, kept with the model while its parameters are the same.
+
+    What :meth:`get` returned never changes, so that threads may share a model.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[torch.dtype, FoldedEncoder] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Folds":
+        return Folds()  # a copy's weights may go their own way
+
+    def __reduce__(self) -> tuple[type["Folds"], tuple[()]]:
+        return Folds, ()
+
+    @torch.no_grad()
+    def get(
+        self, encoder: Chronos2Encoder, embedding: ResidualBlock, *, dtype: torch.dtype, num_tokens: int
+    ) -> FoldedEncoder:
+        """Return the weights in a type, folded unless it is done, and the rotation of at least as many tokens."""
+        weights = [embedding.output_layer.weight, *_folded_parameters(encoder)]
+        made_of = tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
+        found = self.kept.get(dtype)
+        if found is None or found.made_of != made_of:
+            blocks = [_fold(block, dtype) for block in encoder.block]
+            found = FoldedEncoder(made_of, blocks, weights[0].to(dtype), torch.empty(0))
+        if len(found.rotation) < num_tokens:
+            rotary = encoder.block[0].layer[0].self_attention.rope_embed
+            position = torch.arange(num_tokens, device=rotary.inv_freq.device)[None]
+            cos, sin = (part[0, :, None, : part.shape[-1] // 2] for part in rotary(rotary.inv_freq, position))
+            found = found._replace(rotation=torch.complex(cos, sin))
+        self.kept[dtype] = found
+        return found
 
 
 def can_fold(encoder: Chronos2Encoder, embedding: ResidualBlock) -> bool:

@@ -1,7 +1,7 @@
 """Which type a model computes fastest in here: asked of the processor, then tried."""
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -10,8 +10,44 @@ from chronomoe.models.mixture.mixture import DistilledMoE
 
 TRIAL_SECONDS = 0.25
 """Of each type, at most, after a first pass."""
+TRIAL_TOKENS = 512
+"""Tokens of a trial's batch, at most: beyond, the ratio of both types stays as it is."""
 MIN_GAIN = 1.05
 """A narrower type must be faster by this factor: it costs accuracy."""
+Model = ExactChronos2Model | DistilledMoE
+
+
+class DtypeTrials:
+    """Which type a model computes fastest in, found by one trial for each size of a batch.
+
+    Sizes that are alike, to a power of two, share a trial.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.clock = clock
+        self.found: dict[tuple[int, int, int], torch.dtype] = {}
+
+    def settle(self, model: Model, shapes: Sequence[tuple[int, int]], *, horizon: int, batch_size: int) -> None:
+        """Make a model compute in the type that is fastest for its next batches: see :func:`best_dtype`.
+
+        ``shapes`` are rows and steps of each series.
+        """
+        settings = model.chronos_config
+        patches = -(-min(max(steps for _, steps in shapes), settings.context_length) // settings.input_patch_size)
+        patches = 1 << max(patches - 1, 0).bit_length()
+        ahead = min(settings.max_output_patches, -(-horizon // settings.output_patch_size))
+        rows = min(batch_size, sum(rows for rows, _ in shapes), max(1, TRIAL_TOKENS // (patches + ahead)))
+        size = (min(patches * settings.input_patch_size, settings.context_length), ahead, 1 << (rows.bit_length() - 1))
+        if size not in self.found:
+            length, ahead, rows = size
+            steps = ahead * settings.output_patch_size
+            self.found[size] = best_dtype(
+                model, context_length=length, horizon=steps, batch_size=rows, clock=self.clock
+            )
+            for part in model.modules():
+                if isinstance(part, ExactChronos2Model):
+                    part.forget_folds(keep={*self.found.values()})
+        model.compute_dtype = self.found[size]
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
@@ -23,7 +59,7 @@ def has_bfloat16_units(device: torch.device) -> bool:
 
 @torch.no_grad()
 def best_dtype(
-    model: ExactChronos2Model | DistilledMoE,
+    model: Model,
     *,
     context_length: int,
     horizon: int,
@@ -49,21 +85,20 @@ def best_dtype(
     series = torch.randn(batch_size, context_length, generator=torch.Generator().manual_seed(0)).cumsum(dim=1)
     patches = min(settings.max_output_patches, -(-horizon // settings.output_patch_size))
     before, training = model.compute_dtype, model.training
-    seconds = {}
+    types = torch.float32, torch.bfloat16
+    seconds = []
     try:
         model.eval()
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in types:
             model.compute_dtype = dtype
-            seconds[dtype] = _median_seconds(model, series.to(device), patches, clock)
+            seconds.append(_median_seconds(model, series.to(device), patches, clock))
     finally:
         model.compute_dtype = before
         model.train(training)
-    return torch.bfloat16 if seconds[torch.bfloat16] * MIN_GAIN < seconds[torch.float32] else torch.float32
+    return types[seconds[1] * MIN_GAIN < seconds[0]]
 
 
-def _median_seconds(
-    model: ExactChronos2Model | DistilledMoE, series: torch.Tensor, patches: int, clock: Callable[[], float]
-) -> float:
+def _median_seconds(model: Model, series: torch.Tensor, patches: int, clock: Callable[[], float]) -> float:
     taken: list[float] = []
     while len(taken) < 3 or sum(taken[1:]) < TRIAL_SECONDS and len(taken) < 20:
         begin = clock()
