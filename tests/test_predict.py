@@ -1,7 +1,10 @@
 """Files in, forecasts out; ``predict_df`` gives the same."""
 
+import errno
 import os
 import shutil
+import weakref
+from collections import Counter
 
 import datasets
 import numpy as np
@@ -9,7 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from chronomoe import ChronoMoEPipeline
+from chronomoe import ChronoMoEPipeline, predict
 from chronomoe.data import parquet
 from chronomoe.data.forecasts import find_unit
 from chronomoe.errors import InputError
@@ -222,6 +225,40 @@ def test_a_killed_forecast_goes_on_where_it_was(moe, large, tmp_path, monkeypatc
     before = len(calls)
     predict_file(str(moe), tmp_path / "past.parquet", horizon=HORIZON + 1, out=tmp_path / "other.parquet")
     assert sum(calls[before:]) == large.item_id.nunique()  # of another horizon, nothing is used
+
+
+@pytest.mark.parametrize("last", [12, 48])
+def test_no_more_than_three_parts_are_in_memory_whatever_the_size_of_the_file(
+    moe, make_frame, tmp_path, monkeypatch, last
+):
+    """One is read, one is forecast, one is written."""
+    monkeypatch.setattr(parquet, "BATCH_ROWS", 150)
+    frame = pd.concat([make_frame(1, 60, seed=number).assign(item_id=f"i{number}") for number in range(last)])
+    frame.to_parquet(tmp_path / "past.parquet")
+    alive, most, plain = Counter(), Counter(), predict.stream_series
+
+    def counted(*args, **options):
+        for part in plain(*args, **options):
+            alive["series"] += len(part)
+            most["series"] = max(most["series"], alive["series"])
+            most["part"] = max(most["part"], len(part))
+            weakref.finalize(part, alive.subtract, {"series": len(part)})
+            yield part
+            del part
+
+    monkeypatch.setattr(predict, "stream_series", counted)
+    predict_file(str(moe), tmp_path / "past.parquet", horizon=HORIZON, out=tmp_path / "out.parquet")
+    assert most["series"] <= 3 * most["part"] < last
+
+
+def test_a_part_that_cannot_be_written_ends_the_forecast(moe, large, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    with pytest.raises(InputError, match="the disk that holds .* is full"):
+        predict_file(str(moe), tmp_path / "past.parquet", horizon=HORIZON, out=tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
 
 
 def test_a_part_that_breaks_a_rule_leaves_nothing_behind(moe, large, tmp_path):

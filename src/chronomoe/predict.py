@@ -2,7 +2,8 @@
 
 import itertools
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from chronomoe.data.forecasts import check_asked, forecast, known_names, read_fu
 from chronomoe.data.parquet import content_key
 from chronomoe.data.series import TARGET
 from chronomoe.data.soft_targets import revision
+from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
 from chronomoe.pipeline import ChronoMoEPipeline
 from chronomoe.stages.processes import check_one_process, choose_device
@@ -42,8 +44,9 @@ def predict_file(
 ) -> int:
     """Forecast every series of a file, write a CSV or Parquet file and return its number of rows.
 
-    Series are read, forecast and written part by part, so that a Parquet file may be larger than memory. Finished parts
-    lie in ``<out>.parts`` until all are there: after a kill, the same call goes on with the first one that is missing.
+    Series are read, forecast and written part by part, so that a Parquet file may be larger than memory; while one part
+    is forecast, the next one is read and the one before it is written. Finished parts lie in ``<out>.parts`` until all
+    are there: after a kill, the same call goes on with the first one that is missing.
 
     Args:
         model: hub id, folder, s3:// URL or "tiny".
@@ -104,22 +107,25 @@ def predict_file(
         with _progress(console) as progress:
             task = progress.add_task("series forecast", total=None)
             try:
-                for number, table in enumerate(itertools.chain([first], series)):
-                    part = scratch / f"{number:06d}.parquet"
-                    parts.append(part)
-                    if not part.exists():
-                        found = forecast(
-                            pipeline.predict_quantiles,
-                            table,
-                            horizon=horizon,
-                            levels=levels,
-                            ahead=None if ahead is None else values_ahead(ahead, table, horizon=horizon),
-                            context_length=pipeline.model_context_length,
-                            batch_size=batch_size,
-                        )
-                        found.to_parquet(part.with_suffix(".writing"), index=False)
-                        part.with_suffix(".writing").replace(part)
-                    progress.advance(task, len(table))
+                with ThreadPoolExecutor(1) as writer:
+                    written = writer.submit(lambda: None)
+                    for number, table in enumerate(_read_ahead(itertools.chain([first], series))):
+                        part = scratch / f"{number:06d}.parquet"
+                        parts.append(part)
+                        if not part.exists():
+                            found = forecast(
+                                pipeline.predict_quantiles,
+                                table,
+                                horizon=horizon,
+                                levels=levels,
+                                ahead=None if ahead is None else values_ahead(ahead, table, horizon=horizon),
+                                context_length=pipeline.model_context_length,
+                                batch_size=batch_size,
+                            )
+                            written.result()
+                            written = writer.submit(_write, found, part)
+                        progress.advance(task, len(table))
+                    written.result()
             except InputError:  # the caller will change the file, or the options, and with them the key
                 shutil.rmtree(scratch)
                 raise
@@ -127,6 +133,21 @@ def predict_file(
         rows = _join(parts, writing)
     shutil.rmtree(scratch)
     return rows
+
+
+def _read_ahead(parts: Iterator[SeriesTable]) -> Iterator[SeriesTable]:
+    """Yield parts; the next one is read while the caller works on the one before."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(next, parts, None)
+        while (part := coming.result()) is not None:
+            coming = reader.submit(next, parts, None)
+            yield part
+            del part  # or it would be in memory while the one after next is read
+
+
+def _write(found: pd.DataFrame, part: Path) -> None:
+    found.to_parquet(part.with_suffix(".writing"), index=False)
+    part.with_suffix(".writing").replace(part)
 
 
 def _progress(console: Console | None) -> Progress:
