@@ -22,7 +22,7 @@ from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
 from chronomoe.pipeline import ChronoMoEPipeline
 from chronomoe.stages.processes import check_one_process, choose_device
-from chronomoe.stages.workspace import check_file_out, room, whole_file
+from chronomoe.stages.workspace import FORMAT, check_file_out, room, whole_file
 
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -96,7 +96,7 @@ def predict_file(
         pipeline.model.compute_dtype = torch.bfloat16
     pipeline.model.to(place)
     scratch = out.with_name(f"{out.name}.parts")
-    key = content_key(files, revision(pipeline.model), horizon, target, freq, list(levels), dtype)
+    key = content_key(files, FORMAT, revision(pipeline.model), horizon, target, freq, list(levels), dtype)
     parts: list[Path] = []
     with room(out.parent, out.name):
         mark = scratch / "key"
