@@ -131,7 +131,7 @@ def numbers_of(values: pa.Array | None) -> NDArray[np.floating[Any]]:
         return np.empty(0, dtype=np.float32)
     while is_list(values.type):
         values = values.flatten()
-    if not pa.types.is_float32(values.type):
+    if not (pa.types.is_float32(values.type) or pa.types.is_float64(values.type)):
         values = values.cast(pa.float64(), safe=False)
     return np.asarray(values.to_numpy(zero_copy_only=False))
 
