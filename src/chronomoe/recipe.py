@@ -4,7 +4,7 @@ import typing
 from dataclasses import asdict, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field
@@ -163,14 +163,10 @@ class EvaluationConfig:
     """Test windows of each domain, at most."""
     bootstrap_draws: int = Field(1000, ge=1)
     """For confidence intervals."""
-    top_k: tuple[int, ...] = (1, 2, 3)
+    top_k: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3)
     """Fixed numbers of experts with which the mixture is scored too."""
     latency_repeats: int = Field(20, ge=1)
     """Timed forecasts of each model."""
-
-    def __post_init__(self) -> None:
-        if min(self.top_k, default=1) < 1:
-            raise InputError(f"top_k of every evaluated mixture must be at least 1, got {self.top_k}")
 
 
 @configuration

@@ -71,7 +71,7 @@ def test_a_bad_frame_is_refused(predict, make_frame, kind):
         (["--horizon", "0"], "horizon must be at least 1 step, got 0"),
         (["--out", "f.txt"], "a .csv or .parquet file, got f.txt"),
         (["--future", "nowhere.csv"], "nowhere.csv"),
-        (["--levels", "0.5,0.5"], "every quantile level is given once"),
+        (["--levels", "0.5,0.5"], "each given once, got [0.5, 0.5]"),
         (["--batch-size", "0"], "batch_size must be at least 1 row, got 0"),
         (["--freq", "D"], "irregular frequency: timestamps must follow 'D' (given)"),
     ],

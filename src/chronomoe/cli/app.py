@@ -1,42 +1,21 @@
 """The command line: each command parses, calls the library and says what was written."""
 
+import functools
 import json
 import os
 import shlex
 import sys
 import warnings
 from contextlib import ExitStack, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from typer.core import TyperCommand
 
 from chronomoe import __version__
-from chronomoe.cli.options import (
-    DATA_HELP,
-    DEVICE_HELP,
-    MODEL_HELP,
-    TABLE_HELP,
-    BatchSize,
-    Cache,
-    ContextLength,
-    Device,
-    Dtype,
-    Freq,
-    Horizon,
-    Known,
-    LearningRate,
-    Out,
-    Seed,
-    SoftWeight,
-    Target,
-    as_path,
-    parse_levels,
-    read_domain,
-    read_windows,
-)
+from chronomoe.cli import options as opt
 from chronomoe.cli.sparse import expand, upcycle
 from chronomoe.cli.tables import print_records, print_summary
 from chronomoe.cli.threads import limit_threads
@@ -72,6 +51,9 @@ class Command(TyperCommand):
             return super().invoke(ctx)
 
 
+command = functools.partial(app.command, cls=Command)
+
+
 def _show_version(wanted: bool) -> bool:
     if wanted:
         print(f"chronomoe {__version__}")
@@ -84,68 +66,74 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
-    cache: Cache = None,
+    cache: opt.Cache = None,
 ) -> None:
     """Distil Chronos-2 into small experts and run them as one Mixture-of-Experts forecaster.
 
     Start with: chronomoe run demo --out runs/demo
+
+    chronomoe COMMAND --help describes a command, with an example.
+    A mistake in arguments or files prints one line and exits with status 2.
     """
 
 
-@app.command(cls=Command)
+@command()
 def run(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe, such as demo, or a YAML file with the same fields.")],
-    out: Out,
-    teacher: Annotated[str | None, typer.Option(help="Use this teacher instead of the recipe's. " + MODEL_HELP)] = None,
-    steps: Annotated[int | None, typer.Option(help="Use this many training steps instead of the recipe's.")] = None,
-    device: Annotated[str | None, typer.Option(help="Use this device instead of the recipe's: " + DEVICE_HELP)] = None,
+    out: opt.Out,
+    teacher: Annotated[
+        str | None, typer.Option(help="Teacher to use instead of the recipe's. " + opt.MODEL_HELP)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps instead of the recipe's.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device instead of the recipe's: " + opt.DEVICE_HELP)] = None,
 ) -> None:
-    """Distil experts, train the router, evaluate and write a report.
+    """Distil experts, train the router, evaluate, and write a report.
 
-    Run the same command again to continue after an interruption; finished stages are skipped.
-    The folder ends with report.html, report.md, evaluation.jsonl, config.yaml and moe/, the checkpoint.
-    A recipe of your own has the fields of that config.yaml; what it leaves out keeps its default.
+    Writes report.html, report.md, evaluation.jsonl, config.yaml, the checkpoint
+    moe/ and recommended/, the one to deploy. After an interruption the same
+    command continues and skips finished stages. A recipe of your own has the
+    fields of config.yaml; what it leaves out keeps its default.
 
     Example: chronomoe run demo --out runs/demo
-    """
-    from dataclasses import replace
 
+    Common errors: an unknown recipe or key (the message lists those that
+    exist), series too short for context and horizon, and an output folder that
+    holds something else.
+    """
     from chronomoe.checkpoints.writing import check_parent
     from chronomoe.recipe import load_recipe
     from chronomoe.run import run as run_recipe
 
     check_parent(out)
     config = load_recipe(recipe)
-    if teacher is not None:
-        config = replace(config, teacher=teacher)
+    given = {"teacher": teacher, "device": device}
+    config = replace(config, **{name: value for name, value in given.items() if value is not None})
     if steps is not None:
         config = replace(config, budget=replace(config.budget, steps=steps))
-    if device is not None:
-        config = replace(config, device=device)
-    report = run_recipe(config, out, console=Console(stderr=True), command=_command())
+    report = run_recipe(config, out, command=shlex.join(["chronomoe", *sys.argv[1:]]))
     print_summary(out)
     print(f"report: {report}")
 
 
-@app.command(cls=Command)
+@command()
 def pretrain(
     recipe: Annotated[str, typer.Argument(help="tiny-teacher, or a YAML file with the fields of PretrainConfig.")],
-    out: Out,
-    steps: Annotated[int | None, typer.Option(help="Use this many steps instead of the recipe's.")] = None,
-    device: Device = "auto",
+    out: opt.Out,
+    steps: Annotated[int | None, typer.Option(help="Training steps instead of the recipe's.")] = None,
+    device: opt.Device = "auto",
 ) -> None:
-    """Train a Chronos-2 teacher on synthetic series and on the public real ones that the recipe names.
+    """Train a Chronos-2 teacher on synthetic series and the real ones that the recipe names.
 
-    Real series need the extra "corpus" of the package. The folder ends with the checkpoint, pretrain.json, corpus/ and
-    logs/: TensorBoard files with loss, learning rate, windows per second, and the loss on validation domains (those of
-    the demo unless named).
-    Run the same command again to continue after an interruption; --steps may change until the learning rate falls.
-    Several processes: torchrun --nproc-per-node 2 -m chronomoe pretrain ...
+    Writes the checkpoint, pretrain.json, corpus/ and TensorBoard files in logs/.
+    After an interruption the same command continues; --steps may change until
+    the learning rate begins to fall. It also runs in several processes:
+    torchrun --nproc-per-node 2 -m chronomoe pretrain ...
 
     Example: chronomoe pretrain tiny-teacher --out teacher
-    """
-    from dataclasses import replace
 
+    Common errors: a missing extra (pip install 'chronomoe[pretrain]', for real
+    series 'chronomoe[corpus]'), and an output folder with another run.
+    """
     from chronomoe.checkpoints.writing import check_parent
     from chronomoe.pretraining.card import pretrain_teacher
     from chronomoe.pretraining.config import PretrainConfig
@@ -155,86 +143,88 @@ def pretrain(
     config = load_recipe(recipe, PretrainConfig)
     if steps is not None:
         config = replace(config, steps=steps)
-    pretrain_teacher(
-        config,
-        out,
-        device=device,
-        progress=lambda done, total: print(f"corpus: part {done} of {total}", file=sys.stderr),
-    )
+
+    def progress(done: int, total: int) -> None:
+        print(f"corpus: part {done} of {total}", file=sys.stderr)
+
+    pretrain_teacher(config, out, device=device, progress=progress)
     print(f"saved {out}")
 
 
-@app.command(cls=Command)
+@command()
 def distil(
-    teacher: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    data: Annotated[str, typer.Argument(help=DATA_HELP)],
-    out: Out,
-    horizon: Horizon = 48,
-    context_length: ContextLength = 512,
-    student: Annotated[str, typer.Option(help="Size: half, small or slim, relative to the teacher.")] = "small",
+    teacher: opt.Model,
+    data: Annotated[str, typer.Argument(help=opt.DATA_HELP)],
+    out: opt.Out,
+    horizon: opt.Horizon = 48,
+    context_length: opt.ContextLength = 512,
+    student: Annotated[str, typer.Option(help="Size relative to the teacher: half, small or slim.")] = "small",
     steps: Annotated[int, typer.Option(help="Training steps.")] = 1000,
-    batch_size: BatchSize = 64,
-    learning_rate: LearningRate = 1e-3,
-    soft_weight: SoftWeight = 0.5,
-    target: Target = None,
-    known_covariate: Known = None,
-    freq: Freq = None,
-    device: Device = "auto",
-    seed: Seed = 0,
+    batch_size: opt.BatchSize = 64,
+    learning_rate: opt.LearningRate = 1e-3,
+    soft_weight: opt.SoftWeight = 0.5,
+    target: opt.Target = None,
+    known_covariate: opt.Known = None,
+    freq: opt.Freq = None,
+    device: opt.Device = "auto",
+    seed: opt.Seed = 0,
 ) -> None:
-    """Distil a teacher into one student for one domain; the student loads in stock Chronos2Pipeline too.
+    """Distil a teacher into one student for one domain.
 
-    It learns from the first 70 % of each series and is watched on the next 10 %; `chronomoe evaluate` takes the rest.
-    Run the same command again to continue after an interruption.
+    Writes a checkpoint that stock Chronos2Pipeline loads too. The student
+    learns from the first 70 % of each series and is validated on the next 10 %;
+    the rest is for `chronomoe evaluate`. After an interruption the same command
+    continues.
 
     Example: chronomoe distil tiny demo:traffic --out students/traffic --steps 500
+
+    Common errors: series too short for context and horizon, a time step that
+    cannot be inferred (give --freq), and an output folder that is not empty.
     """
     from chronomoe.stages.students import distil_domain
     from chronomoe.training.distillation import DistilConfig
     from chronomoe.training.losses import LossConfig
 
-    training = DistilConfig(
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        loss=LossConfig(soft_weight=soft_weight),
-        seed=seed,
-    )
+    training = opt.pick(DistilConfig, locals(), loss=LossConfig(soft_weight=soft_weight))
     path = distil_domain(
         teacher,
-        read_domain(data, target, known_covariate, freq=freq),
+        opt.read_domain(data, target, known_covariate, freq=freq),
         out,
-        windows=read_windows(context_length, horizon),
+        windows=opt.read_windows(context_length, horizon),
         student=student,
         training=training,
         device=device,
-        console=Console(stderr=True),
     )
     print(f"saved {path}")
 
 
-@app.command(cls=Command)
+@command()
 def compose(
-    experts: Annotated[list[str], typer.Argument(help="Checkpoints of students, as name=folder or just the folder.")],
-    data: Annotated[list[str], typer.Option(help="Series that the router learns from; repeat it. " + DATA_HELP)],
-    out: Out,
-    top_k: Annotated[int, typer.Option(help="Experts of a series.")] = 2,
-    horizon: Horizon = 48,
-    context_length: ContextLength = 512,
+    experts: Annotated[list[str], typer.Argument(help="Checkpoints of students: folder, or name=folder.")],
+    data: Annotated[list[str], typer.Option(help="Series that the router learns from; repeat it. " + opt.DATA_HELP)],
+    out: opt.Out,
+    top_k: Annotated[int, typer.Option(help="Experts per series, at most.")] = 2,
+    horizon: opt.Horizon = 48,
+    context_length: opt.ContextLength = 512,
     windows: Annotated[int, typer.Option(help="Windows that the router learns from.")] = 4096,
-    select: Annotated[int | None, typer.Option(help="Keep this many experts, chosen greedily.")] = None,
-    target: Target = None,
-    known_covariate: Known = None,
-    freq: Freq = None,
-    device: Device = "auto",
-    seed: Seed = 0,
+    select: Annotated[int | None, typer.Option(help="Experts to keep, chosen greedily; all by default.")] = None,
+    target: opt.Target = None,
+    known_covariate: opt.Known = None,
+    freq: opt.Freq = None,
+    device: opt.Device = "auto",
+    seed: opt.Seed = 0,
 ) -> None:
-    """Make a mixture of trained students: forecast with each once, train the router, save the checkpoint.
+    """Make a mixture of trained students.
 
-    An expert called generalist can be the fallback of an unsure router; experts must come from teachers that share
-    quantile levels, patch size, context and horizon.
+    Each student forecasts all windows once, and the router learns from these
+    forecasts. Writes the checkpoint of the mixture. An expert called generalist
+    can be the fallback of an unsure router.
 
     Example: chronomoe compose students/traffic students/web --data demo:traffic --data demo:web --out moe --top-k 2
+
+    Common errors: experts whose teachers differ in quantile levels, patch size,
+    context or horizon, two experts of one name (write name=folder), and
+    --top-k or --select above the number of experts.
     """
     from chronomoe.models.mixture.router import RoutingConfig
     from chronomoe.stages.mixture import compose_mixture
@@ -245,90 +235,93 @@ def compose(
         raise InputError(f"every expert needs a name of its own, got {experts}; write name=folder")
     path = compose_mixture(
         named,
-        [read_domain(part, target, known_covariate, freq=freq) for part in data],
+        [opt.read_domain(part, target, known_covariate, freq=freq) for part in data],
         out,
-        windows=read_windows(context_length, horizon),
+        windows=opt.read_windows(context_length, horizon),
         routing=RoutingConfig(top_k=top_k),
         router=RouterTrainingConfig(seed=seed),
         router_windows=windows,
         select=select,
         device=device,
-        console=Console(stderr=True),
     )
     print(f"saved {path}")
 
 
-app.command(cls=Command)(upcycle)
-app.command(cls=Command)(expand)
+command()(upcycle)
+command()(expand)
 
 
-@app.command(cls=Command)
+@command()
 def evaluate(
-    models: Annotated[
-        list[str], typer.Argument(help="Checkpoints to compare: hub ids, folders, s3:// URLs or 'tiny'.")
-    ],
-    data: Annotated[list[str], typer.Option(help="Series to test on; repeat it. " + DATA_HELP)],
-    horizon: Horizon,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", parser=as_path, metavar="PATH", help="JSON lines file for the records.")
-    ],
-    context_length: ContextLength = 512,
-    limit: Annotated[int, typer.Option(help="Windows of each data set, at most.")] = 400,
-    target: Target = None,
-    known_covariate: Known = None,
-    freq: Freq = None,
+    models: Annotated[list[str], typer.Argument(help="Checkpoints: hub ids, folders, s3:// URLs or 'tiny'.")],
+    data: Annotated[list[str], typer.Option(help="Series to test on; repeat it. " + opt.DATA_HELP)],
+    horizon: opt.Horizon,
+    out: opt.OutFile,
+    context_length: opt.ContextLength = 512,
+    limit: Annotated[int, typer.Option(help="Windows per data set, at most.")] = 400,
+    target: opt.Target = None,
+    known_covariate: opt.Known = None,
+    freq: opt.Freq = None,
     seasonality: Annotated[
-        int | None, typer.Option(help="Steps of the main period; by default what is usual, such as 24 for hours.")
+        int | None, typer.Option(help="Steps of the main period; by default the usual one, such as 24 for hours.")
     ] = None,
-    device: Device = "auto",
+    device: opt.Device = "auto",
 ) -> None:
-    """Score checkpoints and the seasonal naive forecast on the last fifth of the series; write one record a line.
+    """Score checkpoints and the seasonal naive forecast on the last fifth of the series.
 
-    A record has model, kind, domain, horizon, metric (WQL, SQL, MASE, MAE, MSE, coverage and others) and value.
+    Writes JSON lines, one record per line: model, kind, domain, horizon, metric
+    (WQL, SQL, MASE, MAE, MSE, coverage and others) and value.
 
     Example: chronomoe evaluate moe tiny --data demo:traffic --data demo:web --horizon 48 --out evaluation.jsonl
+
+    Common errors: checkpoints with different quantile levels, two data sets of
+    one name, and series too short for the horizon.
     """
     from chronomoe.stages.evaluation import evaluate_checkpoints
-    from chronomoe.stages.workspace import check_file_out
+    from chronomoe.stages.workspace import check_file_out, write_atomically
 
     check_file_out(out, inputs=data)
     records = evaluate_checkpoints(
         models,
-        [read_domain(part, target, known_covariate, seasonality, freq) for part in data],
+        [opt.read_domain(part, target, known_covariate, seasonality, freq) for part in data],
         horizon=horizon,
         context_length=context_length,
         limit=limit,
         device=device,
     )
-    _write_lines(records, out)
+    write_atomically(out, "".join(json.dumps(record) + "\n" for record in records))
     print_records(records)
     print(f"saved {out}")
 
 
-@app.command(cls=Command)
+@command()
 def predict(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    file: Annotated[Path, typer.Argument(help=f"Past values: {TABLE_HELP}.")],
-    horizon: Horizon,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", parser=as_path, metavar="PATH", help="CSV or Parquet file for the forecasts.")
-    ],
+    model: opt.Model,
+    file: Annotated[Path, typer.Argument(help=f"Past values: {opt.TABLE_HELP}.")],
+    horizon: opt.Horizon,
+    out: opt.OutFile,
     future: Annotated[
         Path | None, typer.Option(help="File with item_id, timestamp and the known covariates of the forecast steps.")
     ] = None,
-    target: Target = None,
-    freq: Freq = None,
+    target: opt.Target = None,
+    freq: opt.Freq = None,
     levels: Annotated[str, typer.Option(help="Quantile levels, separated by commas.")] = "0.1,0.5,0.9",
-    batch_size: Annotated[int, typer.Option(help="Series forecast at once.")] = 256,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
+    batch_size: Annotated[int, typer.Option(help="Series to forecast at once.")] = 256,
+    device: opt.Device = "auto",
+    dtype: opt.Dtype = "auto",
 ) -> None:
     """Forecast every series of a file.
 
-    The result has a row for each step: item_id, timestamp, target_name, predictions (the median), and a column for each
-    quantile level. Forecasts start one step after the last row of each series.
+    Writes a .csv or .parquet file with one row per step: item_id, timestamp,
+    target_name, predictions (the median), and a column per quantile level. The
+    first step follows the last row of each series. After an interruption the
+    same command continues.
 
     Example: chronomoe predict moe past.csv --horizon 48 --out forecasts.csv
+
+    Common errors: a missing column (name it with --target), a time step that
+    cannot be inferred (give --freq), and a --future file without a row for
+    every forecast step.
     """
     from chronomoe.predict import predict_file
 
@@ -340,7 +333,7 @@ def predict(
         future=future,
         target=target,
         freq=freq,
-        levels=parse_levels(levels),
+        levels=opt.split(levels, float, "quantile levels must be numbers separated by commas, such as 0.1,0.5,0.9"),
         batch_size=batch_size,
         device=device,
         dtype=dtype,
@@ -348,26 +341,17 @@ def predict(
     print(f"saved {out}: {rows} rows")
 
 
-@app.command(cls=Command)
+@command()
 def report(folder: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
     """Write report.html and report.md of a finished run again.
 
     Example: chronomoe report runs/demo
+
+    Common error: a run that has not been evaluated; finish it first.
     """
     from chronomoe.report.page import write_report
 
     print(f"report: {write_report(folder)}")
-
-
-def _write_lines(records: list[dict[str, Any]], path: Path) -> None:
-    from chronomoe.stages.workspace import write_atomically
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, "".join(json.dumps(record) + "\n" for record in records))
-
-
-def _command() -> str:
-    return shlex.join(["chronomoe", *sys.argv[1:]])
 
 
 _INTERRUPTED = 130

@@ -39,19 +39,7 @@ def upcycled_student(
     aux_weight: float,
     start: Path | None,
 ) -> Path:
-    """Upcycle a dense student, and distil it on (route 2).
-
-    Args:
-        work: the run's folder.
-        teacher: a student of ``size`` is cut from it where there is no ``start``.
-        material: what it learns from.
-        soft_targets: the stage of the teacher's forecasts.
-        training: steps, rates and losses.
-        layers: its MoE layers.
-        size: of the dense student.
-        aux_weight: of the auxiliary losses.
-        start: the stage of the dense student.
-    """
+    """Upcycle the student of stage ``start``, or one of ``size`` cut from the teacher, and distil it (route 2)."""
 
     def build() -> ExactChronos2Model:
         dense = create_student_model(teacher, size) if start is None else load_student(start, teacher.device)

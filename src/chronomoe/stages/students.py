@@ -20,14 +20,7 @@ from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
 from chronomoe.stages.processes import choose_device, first_process
-from chronomoe.stages.soft_targets import (
-    Material,
-    check_windows,
-    label,
-    open_store,
-    optional_key,
-    report_skipped,
-)
+from chronomoe.stages.soft_targets import Material, check_windows, label, open_store, optional_key, report_skipped
 from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for
 from chronomoe.training.distillation import DistilConfig, distil, save_curve
 
@@ -52,11 +45,11 @@ def train(
     Args:
         work: the run's folder.
         name: of the stage.
-        build: makes the model.
+        build: makes the model, on the device that trains it.
         material: what it learns from.
         soft_targets: the stage of the teacher's forecasts; None trains on what happened alone.
         training: steps, rates and losses.
-        inputs: what else the result depends on.
+        inputs: what the result depends on besides.
         windows: some of the material's training windows; all when None.
         watched: domains whose validation windows are watched; all when None.
         **options: of ``training.trainer.Chronos2DistillationTrainer``.
@@ -97,20 +90,10 @@ def distil_student(
     watched: Sequence[str] | None = None,
     start: Path | None = None,
 ) -> Path:
-    """Distil one student; see ``train``.
+    """Distil one student, on the teacher's device; see ``train`` for arguments of those names.
 
-    Args:
-        work: the run's folder.
-        name: of the student.
-        teacher: what it is cut from; the student is trained where it is.
-        material: what it learns from.
-        soft_targets: the stage of the teacher's forecasts.
-        training: steps, rates and losses.
-        size: layers and widths.
-        seed: of weights that are drawn.
-        rows: numbers of the training windows it sees; all when None.
-        watched: domains whose validation windows are watched; all when None.
-        start: stage of the student it branches from; the teacher when None.
+    It is cut from ``teacher``, unless it branches from the student of stage ``start``. It sees the training windows
+    numbered ``rows``, all when None; ``seed`` draws what is not copied.
     """
 
     def build() -> ExactChronos2Model:

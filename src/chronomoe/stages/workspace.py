@@ -149,8 +149,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     Raises:
         InputError: ``path`` is a folder, or the disk is full.
     """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name a file to write")
+    check_file_out(path)
     scratch = path.with_name(f"{path.stem}.partial{path.suffix}")
     with room(path.parent, path.name):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -213,7 +212,7 @@ def folder_for(out: Path, *, console: Console | None = None) -> Iterator[Workspa
         shutil.rmtree(work.root)
 
 
-def check_file_out(out: Path, *, inputs: Sequence[str | Path]) -> None:
+def check_file_out(out: Path, *, inputs: Sequence[str | Path] = ()) -> None:
     """Refuse a file to write that is an input, a folder, or lies where nothing can be written."""
     if out.is_dir():
         raise InputError(f"{out} is a folder; name a file to write")
