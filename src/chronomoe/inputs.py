@@ -150,7 +150,7 @@ class Inputs:
         return groups
 
     def seed(self, *names: str) -> int:
-        """Return a seed of its own for each use, from the run's."""
+        """Derive a separate seed for each use from the run's seed."""
         return seed_for(self.config.seed, *names)
 
     def rows_of(self, group: str) -> list[int]:

@@ -51,7 +51,7 @@ class DomainConfig:
             not self.name.strip() or {"/", "\\"} & set(self.name) or self.name.startswith(".")
         ):
             raise InputError(
-                "the name of a domain becomes a folder's: it must not be empty, hold a slash or start with a dot, "
+                "a domain's name becomes a folder name: it must not be empty, contain a slash or start with a dot, "
                 f"got {self.name!r}"
             )
 
@@ -219,7 +219,7 @@ class RunConfig:
             raise InputError("a run needs at least one domain, got none")
         if not self.routes or len(set(self.routes)) < len(self.routes):
             raise InputError(
-                f"routes must name each of {', '.join(typing.get_args(Route))} at most once and at least one, "
+                f"routes must name each of {', '.join(typing.get_args(Route))} at most once, and at least one of them, "
                 f"got {list(self.routes)}"
             )
 

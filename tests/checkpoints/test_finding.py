@@ -309,7 +309,7 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(pipeline, tmp_pat
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("Once")
     (tmp_path / "note").write_text("a file")
-    with pytest.raises(InputError, match="holds something else than a checkpoint: chapter.tex; choose a new folder"):
+    with pytest.raises(InputError, match="holds something other than a checkpoint: chapter.tex; choose a new folder"):
         pipeline.save_pretrained(tmp_path / "thesis")
     with pytest.raises(InputError, match="is saved to a folder, .* is a file"):
         pipeline.save_pretrained(tmp_path / "note")

@@ -87,7 +87,7 @@ def test_an_interruption_is_one_line_and_status_130(chronomoe, monkeypatch, tmp_
         raise KeyboardInterrupt
 
     monkeypatch.setattr("chronomoe.report.page.write_report", interrupt)
-    assert chronomoe("report", tmp_path) == (130, "", "chronomoe: interrupted; what was finished stays\n")
+    assert chronomoe("report", tmp_path) == (130, "", "chronomoe: interrupted; finished work is kept\n")
 
 
 def test_the_installed_command_refuses_in_one_line_too(tmp_path):

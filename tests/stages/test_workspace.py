@@ -193,7 +193,7 @@ def test_a_copy_is_refused_where_it_would_replace_what_no_run_wrote(work, make, 
     source, target = work.stage("a", {}, make), tmp_path / "copy"
     target.mkdir()
     (target / "notes.txt").touch()
-    with pytest.raises(InputError, match="holds something else than a checkpoint: notes.txt"):
+    with pytest.raises(InputError, match="holds something other than a checkpoint: notes.txt"):
         copy_folder(source, target)
     assert [path.name for path in target.iterdir()] == ["notes.txt"]
 

@@ -1,4 +1,4 @@
-"""Checking a checkpoint before anything of the size it claims takes memory.
+"""Checking a checkpoint before its claimed size takes any memory.
 
 A configuration is plain data: its types and ranges are checked first, then its sizes against the header of the weights,
 which is read without them. Weights are safetensors, which hold no code; a ``pytorch_model.bin`` is refused.
@@ -52,7 +52,7 @@ class ForecastingFields:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore", strict=True, allow_inf_nan=False))
 class ModelFields:
-    """What sizes a Chronos-2 model, or an expert, and its defaults."""
+    """The sizes of a Chronos-2 model or an expert, with their defaults."""
 
     chronos_config: ForecastingFields
     d_model: Count = 512
@@ -71,7 +71,7 @@ class ModelFields:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore", strict=True))
 class CheckpointFields:
-    """What says of a whole checkpoint how it is read; ``base_...`` are of a ``MoEEnhancedChronos2``."""
+    """How a whole checkpoint is read; ``base_...`` belong to a ``MoEEnhancedChronos2``."""
 
     model_type: str = ""
     dtype: DtypeName | None = None
@@ -128,7 +128,7 @@ def weight_files(name: str, hub_options: Mapping[str, Any], *, variant: Any = No
     """Return the files that hold the weights, one or the shards that an index lists.
 
     Raises:
-        InputError: there are none as safetensors, or the index names something else than files beside it.
+        InputError: there are none as safetensors, or the index names anything but files beside it.
     """
     infix = f".{variant}" if variant else ""
     single = _file(name, f"model{infix}.safetensors", hub_options)
@@ -143,7 +143,9 @@ def weight_files(name: str, hub_options: Mapping[str, Any], *, variant: Any = No
         raise InputError(f"the index of the weights in {name!r} is damaged: {error}; save the model again") from None
     for shard in shards:
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
-            raise InputError(f"the index of the weights in {name!r} names {shard!r}, which is no safetensors beside it")
+            raise InputError(
+                f"the index of the weights in {name!r} names {shard!r}, which is not a safetensors file beside it"
+            )
     found = [_file(name, shard, hub_options) for shard in shards]
     if None in found:
         raise InputError(f"the checkpoint {name!r} lacks {shards[found.index(None)]}; download all of it")
@@ -172,7 +174,7 @@ def _parse(values: Mapping[str, Any], kind: type[T], *, name: str) -> T:
 
 
 def _expected(kind: type[PreTrainedModel], values: Mapping[str, Any], *, name: str) -> Shapes:
-    """Return the shapes that a configuration asks for, from a model without memory behind it."""
+    """Return the shapes that a configuration asks for, from a model that takes no memory."""
     faults = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
     try:
         with torch.device("meta"):
@@ -189,7 +191,7 @@ def _compare(expected: Shapes, found: Shapes, *, name: str) -> None:
     for fault, keys in (
         ("missing", expected.keys() - found.keys()),
         ("of another shape", {key for key, shape in expected.items() if found.get(key, shape) != shape}),
-        ("of blocks that it has not", {key for key in found.keys() - expected.keys() if "encoder.block." in key}),
+        ("of blocks that it does not have", {key for key in found.keys() - expected.keys() if "encoder.block." in key}),
     ):
         if keys:
             raise InputError(

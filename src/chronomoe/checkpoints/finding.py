@@ -1,4 +1,4 @@
-"""Finding a checkpoint by its name, and telling what it holds."""
+"""Finding a checkpoint by name, and reading what it holds."""
 
 import json
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def _check_folder(folder: Path, *, name: str) -> None:
 
 
 def _stays_inside(path: Path, folder: Path) -> bool:
-    """Whether a file lies in its folder; the hub's cache keeps what its snapshots link to in ``blobs``."""
+    """Whether a file lies in its folder, or in ``blobs``, where the hub's cache keeps what its snapshots link to."""
     target = path.resolve()
     blobs = folder.parent.parent / "blobs"
     return target.is_relative_to(folder) or (folder.parent.name == "snapshots" and target.is_relative_to(blobs))
@@ -95,7 +95,7 @@ def read_config(name: Any, options: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
         OSError: there is none, or the hub cannot be reached.
-        InputError: it is no JSON object.
+        InputError: it is not a JSON object.
     """
     file = cached_file(name, "config.json", **{key: options[key] for key in HUB_OPTIONS if key in options})
     try:
@@ -135,7 +135,7 @@ def architecture(name: str, values: Mapping[str, Any]) -> type[PreTrainedModel]:
 
 
 def named_architecture(name: Any, options: Mapping[str, Any]) -> str | None:
-    """Return the architecture that a checkpoint names; None where there is none to read, or only after a download.
+    """Return the architecture that a checkpoint names; None if there is none, or reading it takes a download.
 
     Args:
         name: a hub id, a folder or an ``s3://`` URL.

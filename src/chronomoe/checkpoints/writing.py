@@ -48,7 +48,7 @@ CANNOT_BE_RENAMED = {errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.
 
 
 def check_parent(path: Path) -> None:
-    """Check that a file or folder can be made, or a folder be written to.
+    """Check that a file or folder can be created, or written to if it exists.
 
     Raises:
         InputError: what it would lie in is a file, or may not be written to.
@@ -58,7 +58,7 @@ def check_parent(path: Path) -> None:
     if not place.is_dir():
         raise InputError(f"nothing can be written to {str(path)!r}: {str(place)!r} is a file; choose another place")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"nothing can be written to {str(path)!r}: no right to write in {str(place)!r}")
+        raise InputError(f"nothing can be written to {str(path)!r}: no permission to write to {str(place)!r}")
 
 
 @contextmanager
@@ -78,7 +78,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     for path in content(folder):
         if path.is_dir() or not any(fnmatch(path.name, pattern) for pattern in CHECKPOINT_FILES):
             raise InputError(
-                f"{str(folder)!r} holds something else than a checkpoint: {path.name}; choose a new folder"
+                f"{str(folder)!r} holds something other than a checkpoint: {path.name}; choose a new folder"
             )
     check_parent(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def write_checkpoint(
 
 
 def content(folder: Path) -> list[Path]:
-    """List what a folder holds, but for the volume's own folder and what a killed save left."""
+    """List what a folder holds, except the volume's own folder and what a killed save left."""
     passed_over = (OF_THE_VOLUME, f"{SCRATCH}*", f"{FORMER}*", WORK)
     if folder.is_file():
         return [folder]
@@ -115,14 +115,14 @@ def content(folder: Path) -> list[Path]:
 
 
 def _must_stay(folder: Path) -> bool:
-    """Whether a folder cannot be renamed, or must not, because this process works in it."""
+    """Whether a folder cannot be renamed, or must not be, because this process works in it."""
     if not folder.exists():
         return False
     return os.path.ismount(folder) or _works_in(folder) or not os.access(folder.parent, os.W_OK | os.X_OK)
 
 
 def work_folder(folder: Path) -> Path:
-    """Return where what leads to a checkpoint is kept: beside ``folder``, or in it where its parent is closed."""
+    """Return the folder for intermediate work: beside ``folder``, or inside it if its parent is read-only."""
     folder = folder.expanduser().resolve()
     open_parent = not folder.exists() or os.access(folder.parent, os.W_OK | os.X_OK)
     return folder.with_name(f"{folder.name}{WORK}") if open_parent else folder / WORK

@@ -375,7 +375,7 @@ def main() -> None:
         message = error.format_message().rstrip(".")  # type: ignore[attr-defined]
         status = _complain(f"{message}; see {command} --help", 2)
     if status == _INTERRUPTED:
-        _complain("interrupted; what was finished stays", _INTERRUPTED)
+        _complain("interrupted; finished work is kept", _INTERRUPTED)
     raise SystemExit(status)
 
 

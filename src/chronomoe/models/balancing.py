@@ -21,7 +21,7 @@ AUX_WEIGHT = 0.01
 def expert_load(
     expert: Int[Tensor, "batch choice"], *, num_experts: int, used: Tensor | None = None
 ) -> Float[Tensor, " expert"]:
-    """Share of the choices that each expert takes; sums to 1. Choices where ``used`` is False do not count."""
+    """Share of the choices that go to each expert; sums to 1. Choices where ``used`` is False do not count."""
     counted = expert.flatten() if used is None else expert[used]
     load = torch.bincount(counted, minlength=num_experts).float()
     return load / load.sum().clamp(min=1)

@@ -191,7 +191,7 @@ class ExactChronos2Model(Chronos2Model):
         return fed
 
     def _output(self, notes: list[Any], **parts: Any) -> ForecastOutput:
-        """Gather the output; models with MoE layers add what they noted."""
+        """Assemble the output; models with MoE layers add their notes."""
         return ForecastOutput(**parts)
 
     def _check(
@@ -285,7 +285,7 @@ class ExactChronos2Model(Chronos2Model):
         return states
 
     def _fold(self, *, num_tokens: int) -> folded.FoldedEncoder | None:
-        """Return the weights as inference reads them; None where a gradient or another type may be wanted."""
+        """Return the weights that inference reads; None where a gradient or another type may be needed."""
         if self.training or torch.is_grad_enabled() or self.dtype != torch.float32:
             return None
         layers = self.encoder, self.input_patch_embedding

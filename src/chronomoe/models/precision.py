@@ -1,4 +1,4 @@
-"""Which type a model computes fastest in here: asked of the processor, then tried."""
+"""The type in which a model computes fastest on this machine: asked of the processor, then tried."""
 
 import statistics
 from collections.abc import Callable, Sequence

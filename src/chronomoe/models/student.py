@@ -27,7 +27,7 @@ PRESETS = {
 
 @configuration
 class StudentConfig:
-    """How much of the teacher a student keeps; what is None stays the teacher's."""
+    """How much of the teacher a student keeps; None keeps the teacher's value."""
 
     num_layers: int | None = Field(default=None, ge=1)
     """Encoder blocks: the first and the last are kept, the others evenly spaced; a single one is the first."""
@@ -156,7 +156,7 @@ def _prune_units(weights: dict[str, Tensor], module: str, reads: str, writes: st
 
 
 def _channel_axis(name: str) -> int | None:
-    """Tell which axis of a parameter runs over the channels of the residual stream."""
+    """Return which axis of a parameter runs over the channels of the residual stream."""
     if name.endswith("layer_norm.weight"):
         return 0
     if name.endswith((".o.weight", ".wo.weight")) or name.startswith("input_patch_embedding"):

@@ -1,4 +1,4 @@
-"""What ``chronomoe pretrain`` does, as a function: a teacher with its card."""
+"""``chronomoe pretrain`` as a function: a teacher with its card."""
 
 import json
 from pathlib import Path

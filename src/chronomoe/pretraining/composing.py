@@ -144,7 +144,7 @@ def _calendar(rng: np.random.Generator, steps: int) -> Values:
 
 
 def _is_weekend(rng: np.random.Generator, number: Int[np.ndarray, " time"]) -> Bool[np.ndarray, " time"]:
-    """Tell days of rest: the last one or two of the week, and a few holidays."""
+    """Mark days of rest: the last one or two of the week, and a few holidays."""
     rest = number % DAYS_OF_WEEK >= DAYS_OF_WEEK - int(rng.choice([1, 2, 2, 2]))
     if rng.random() < 0.2:
         span = int(number[-1] - number[0]) + 1
@@ -183,7 +183,7 @@ def _noise(rng: np.random.Generator, steps: int) -> Values:
 
 
 def _measure(rng: np.random.Generator, values: Values) -> Values:
-    """Turn values into what a meter says: as they are, clipped, rounded, counted, rarely not 0, or with outliers."""
+    """Turn values into meter readings: unchanged, clipped, rounded, counted, mostly 0, or with outliers."""
     kind = rng.random()
     values = _unit(values)
     if kind < 0.6:

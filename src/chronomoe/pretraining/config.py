@@ -106,7 +106,7 @@ class PretrainConfig:
         return max(0, min(self.decay_steps, self.steps - self.warmup_steps))
 
     def begins_like(self, other: "PretrainConfig", *, steps: int) -> bool:
-        """Tell whether the first ``steps`` steps of both runs are the same."""
+        """Return whether the first ``steps`` steps of both runs are the same."""
         free = {"steps": 1, "decay_steps": 0, "growth": (), "save_steps": 1, "validation_steps": 1, "workers": 0}
         if replace(self, **free) != replace(other, **free):  # type: ignore[arg-type]
             return False

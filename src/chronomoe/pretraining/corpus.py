@@ -31,7 +31,7 @@ Progress = Callable[[int, int], None]
 
 
 def no_progress(done: int, total: int) -> None:
-    """Say nothing."""
+    """Report nothing."""
 
 
 @configuration

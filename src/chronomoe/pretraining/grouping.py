@@ -1,4 +1,4 @@
-"""Groups of rows that say something about each other: coupled series, and targets that covariates drive."""
+"""Groups of related rows: coupled series, and targets that covariates drive."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -124,12 +124,12 @@ def pretrain(
 
 
 def is_first_process() -> bool:
-    """Tell whether this process writes for all that train together."""
+    """Return whether this is the process that writes."""
     return bool(PartialState().is_main_process)
 
 
 def _processes_of(checkpoint: Path) -> int:
-    """Tell how many processes saved a checkpoint: each left the state of its random numbers."""
+    """Return how many processes saved a checkpoint: each left its random state."""
     return len(list(checkpoint.glob("rng_state*.pth")))
 
 
@@ -147,7 +147,7 @@ def _record(config: PretrainConfig, out: Path, *, done: int) -> None:
 
 
 def _goes_on(found: dict[str, Any], config: PretrainConfig, *, done: int) -> bool:
-    """Tell whether a run that was recorded so far can go on as configured now."""
+    """Return whether a recorded run can continue with this configuration."""
     try:
         return config.begins_like(parse(found, PretrainConfig, source="the record"), steps=done)
     except InputError:

@@ -61,7 +61,7 @@ class PretrainingTrainer(Trainer):
         return loss
 
     def log(self, logs: dict[str, float], *rest: Any, **options: Any) -> None:
-        """Add how many windows and tokens were trained on in a second since the last report, by all processes."""
+        """Add the windows and tokens per second since the last report, over all processes."""
         if "loss" in logs and self.since:
             seconds = (time.perf_counter() - self.since) / self.args.world_size
             logs |= {
@@ -82,7 +82,7 @@ class PretrainingTrainer(Trainer):
 
 
 def training_arguments(config: PretrainConfig, folder: Path, device: torch.device) -> TrainingArguments:
-    """Say the run to ``transformers``; checkpoints go to ``folder``."""
+    """Translate the configuration for ``transformers``; checkpoints go to ``folder``."""
     watch = config.validation is None or len(config.validation) > 0
     arguments = TrainingArguments(
         output_dir=str(folder),

@@ -19,14 +19,14 @@ from chronomoe.training.growing import ExpansionConfig, candidate_places
 
 
 def late_gain(curve: Mapping[str, Sequence[float | int]]) -> float:
-    """Return by how much the logarithm of the validation loss fell over the second half of a training, or 0."""
+    """Return how far the log of the validation loss fell in the second half of a training, at least 0."""
     steps, losses = curve["eval_step"], curve["eval_loss"]
     middle = next(index for index, step in enumerate(steps) if 2 * step >= steps[-1])
     return max(0.0, math.log(losses[middle] / losses[-1])) if losses[-1] > 0 else 0.0
 
 
 def allocate(steps: int, gains: Mapping[str, float], *, trust: float = 0.5, floor: float = 0.001) -> dict[str, int]:
-    """Divide steps by the square root of what the last ones gained, one each at least.
+    """Divide steps in proportion to the square root of what the last ones gained, at least one each.
 
     A loss of the form ``a + b / steps`` gains in proportion to ``b`` between half of its steps and all of them, and the
     sum of such losses is least where steps go by the square root of ``b``.

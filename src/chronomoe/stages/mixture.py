@@ -48,7 +48,7 @@ def route(
     inputs: Mapping[str, Any],
     select: int | None = None,
 ) -> Path:
-    """Let every expert forecast the router's windows once, and train the router on that.
+    """Let every expert forecast the router's windows once, and train the router on these forecasts.
 
     Args:
         work: the run's folder.

@@ -1,4 +1,4 @@
-"""The device that a run computes on, and the processes that share it out (``torchrun``, ``accelerate launch``)."""
+"""The device a run computes on, and the processes that share its work (``torchrun``, ``accelerate launch``)."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ PATIENCE = timedelta(days=30)
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the device of that name.
+    """Return the device with this name.
 
     Args:
         name: ``auto`` is a CUDA GPU where torch finds one, else the CPU. Of several processes each takes the GPU of
@@ -58,12 +58,12 @@ def count_processes() -> int:
 
 
 def first_process() -> bool:
-    """Whether this is the only process, or the one of several that writes."""
+    """Whether this is the process that writes: the first, or the only one."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def check_one_process(what: str) -> None:
-    """Refuse several processes where their decisions could differ, or where each would do the same work."""
+    """Refuse several processes where their decisions could differ or each would do the same work."""
     if count_processes() > 1:
         raise InputError(
             f"{what} runs in one process, got {count_processes()}; start it without torchrun or accelerate launch"
@@ -71,19 +71,19 @@ def check_one_process(what: str) -> None:
 
 
 def tell(key: str, value: str = "") -> None:
-    """Tell the processes that were launched together something, which they ``hear``; alone, nothing happens."""
+    """Tell the other processes of this launch something, which they ``hear``; without others, do nothing."""
     if count_processes() > 1:
         _store().set(key, value)
 
 
 def hear(key: str) -> str:
-    """Wait until another process tells this."""
+    """Wait until another process tells this, and return what it said."""
     _store().wait([key], PATIENCE)
     return str(_store().get(key).decode())
 
 
 def meet(place: str) -> None:
-    """Wait until all processes that were launched together have come here."""
+    """Wait until all processes of this launch have arrived here."""
     if count_processes() > 1:
         tell(f"{place}/{os.environ['RANK']}")
         for rank in range(count_processes()):

@@ -1,4 +1,4 @@
-"""What students learn from: windows of some domains, and what the teacher says of them."""
+"""What students learn from: windows of some domains, and the teacher's forecasts of them."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -74,23 +74,23 @@ def label(work: Workspace, name: str, teacher: ExactChronos2Model, material: Mat
 
 
 def open_store(stage: Path | None) -> SoftTargetStore | None:
-    """Open the soft targets that ``label`` left; None trains on what happened alone."""
+    """Open the soft targets that ``label`` left, if any."""
     return None if stage is None else SoftTargetStore(stage / "store")
 
 
 def optional_key(stage: Path | None) -> str | None:
-    """Return the key of a stage that there may be."""
+    """Return the key of a stage, or None if there is no stage."""
     return None if stage is None else stage_key(stage)
 
 
 def seed_for(seed: int, *names: str) -> int:
-    """Return a seed of its own for each use, from the run's."""
+    """Derive a separate seed for each use from the run's seed."""
     text = "/".join([str(seed), *names])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") % 2**31
 
 
 def check_windows(windows: WindowConfig, model: ExactChronos2Model | DistilledMoE) -> None:
-    """Refuse windows longer than a model and its students take in one pass."""
+    """Refuse windows longer than a model and its students can take in one pass."""
     limits = model.chronos_config
     longest = limits.max_output_patches * limits.output_patch_size
     if windows.context_length > limits.context_length:
@@ -99,13 +99,13 @@ def check_windows(windows: WindowConfig, model: ExactChronos2Model | DistilledMo
         )
     if windows.horizon > longest:
         raise InputError(
-            f"with this model training takes horizons of at most {longest} steps, got {windows.horizon}; "
-            "train on that: longer ones are unrolled when forecasting"
+            f"with this model, training takes horizons of at most {longest} steps, got {windows.horizon}; "
+            "train on that, since forecasts unroll longer ones"
         )
 
 
 def report_skipped(console: Console | None, skipped: Mapping[str, int]) -> None:
-    """Say how many series of each domain were too short."""
+    """Report how many series of each domain were too short."""
     for name, count in skipped.items():
         if count:
             (console or Console(stderr=True)).print(f"{name}: {count} series too short for a window, skipped")

@@ -58,7 +58,7 @@ def learned_targets(
     layers: MoEConfig,
     aux_weight: float,
 ) -> Path:
-    """Upcycle the teacher, let it learn the domains, and ask it for soft targets; return their stage."""
+    """Upcycle the teacher, train it on the domains, and return the stage of its soft targets."""
 
     def build() -> ExactChronos2Model:
         return upcycle(teacher, layers)
@@ -90,7 +90,7 @@ def expanded_student(
     soft_targets: Path | None,
     config: ExpansionConfig,
 ) -> Path:
-    """Grow a finished student by MoE layers (route 3); the stage holds ``model/`` and ``path.json``."""
+    """Add MoE layers to a finished student (route 3); the stage holds ``model/`` and ``path.json``."""
     loss = replace(config.training.loss, hidden_weight=0.0)
     config = replace(config, training=replace(config.training, loss=loss))
 

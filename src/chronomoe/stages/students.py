@@ -152,7 +152,7 @@ def distil_domain(
     device: str = "auto",
     console: Console | None = None,
 ) -> Path:
-    """Distil one student for one domain into ``out``, which is a checkpoint in the end; resumable until then.
+    """Distil one student for one domain and write its checkpoint to ``out``; resumable until then.
 
     Args:
         teacher: hub id, folder, s3:// URL or "tiny".

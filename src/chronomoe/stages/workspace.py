@@ -53,7 +53,7 @@ class Workspace:
             (root / "stages").mkdir(exist_ok=True)
 
     def stage(self, name: str, inputs: Any, make: Callable[[Path, Report], None], *, together: bool = False) -> Path:
-        """Return the folder of a stage, made by ``make(folder, report)`` unless it is there already.
+        """Return the folder of a stage, calling ``make(folder, report)`` unless it is finished already.
 
         Of several processes the first makes the stage and the others wait for it.
 
@@ -102,7 +102,7 @@ class Workspace:
         return folder
 
     def publish(self, made: Path, out: Path) -> None:
-        """Copy what a stage made to where the caller wants it; the first process does."""
+        """Copy what a stage made to where the caller wants it; only the first process does."""
         if first_process():
             copy_folder(made, out)
 
@@ -137,7 +137,7 @@ def stage_key(folder: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file completely or not at all."""
     with whole_file(path) as scratch:
         scratch.write_text(text)
 
@@ -204,7 +204,7 @@ def room(folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def folder_for(out: Path, *, console: Console | None = None) -> Iterator[Workspace]:
-    """Give a command the workspace in which it makes ``out``; it stays after a failure, to be continued from."""
+    """Give a command the workspace in which it makes ``out``; after a failure it stays, to be resumed."""
     work = Workspace(work_folder(out), console=console)
     yield work
     meet(f"{work.root.name}/left")
@@ -213,7 +213,7 @@ def folder_for(out: Path, *, console: Console | None = None) -> Iterator[Workspa
 
 
 def check_file_out(out: Path, *, inputs: Sequence[str | Path] = ()) -> None:
-    """Refuse a file to write that is an input, a folder, or lies where nothing can be written."""
+    """Refuse an output file that is an input or a folder, or whose folder cannot be written to."""
     if out.is_dir():
         raise InputError(f"{out} is a folder; name a file to write")
     check_parent(out)
@@ -222,7 +222,7 @@ def check_file_out(out: Path, *, inputs: Sequence[str | Path] = ()) -> None:
 
 
 def check_new(out: Path) -> None:
-    """Refuse an output folder that holds anything, or lies where nothing can be written.
+    """Refuse an output folder that is not empty, or cannot be written to.
 
     The first of several processes asks: when another starts, the result may be there already.
     """

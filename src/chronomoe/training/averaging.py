@@ -52,7 +52,7 @@ class AveragedAdamW(torch.optim.AdamW):
 
 @contextmanager
 def averaged_weights(optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
-    """Put the averages that an optimiser holds in the place of the weights while the block runs."""
+    """Replace the weights by the optimiser's averages while the block runs."""
     swapped: list[tuple[Tensor, Tensor]] = []
     if optimizer is not None:
         for weight, state in optimizer.state.items():
@@ -67,7 +67,7 @@ def averaged_weights(optimizer: torch.optim.Optimizer | None) -> Iterator[None]:
 
 
 def use_averaged_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Put the averages in the place of the weights for good."""
+    """Replace the weights by their averages for good."""
     for weight, state in optimizer.state.items():
         if AVERAGE in state:
             weight.data.copy_(state[AVERAGE])

@@ -1,4 +1,4 @@
-"""What a mixture says of its experts, and what these must have in common."""
+"""What a mixture's configuration holds about its experts, and what they must have in common."""
 
 import copy
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ def check_same_task(cores: Sequence[Chronos2CoreConfig], names: Sequence[str]) -
 
 
 def core_fields(config: Chronos2CoreConfig) -> dict[str, Any]:
-    """Return what a mixture's configuration says of one expert."""
+    """Return what a mixture's configuration holds about one expert."""
     fields = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "dropout_rate", "layer_norm_epsilon")
     more = ("initializer_factor", "feed_forward_proj", "rope_theta", "chronos_config")
     return {name: copy.deepcopy(getattr(config, name)) for name in (*fields, *more)}

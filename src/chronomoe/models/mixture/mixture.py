@@ -50,7 +50,7 @@ class MixtureConfig:
 
 
 class DistilledMoEConfig(PretrainedConfig):
-    """What a checkpoint of a ``DistilledMoE`` says of itself."""
+    """The ``config.json`` of a ``DistilledMoE``."""
 
     model_type = "chronomoe-distilled"
 
@@ -156,7 +156,7 @@ class DistilledMoE(PreTrainedModel):
         return int(sum(sizes[: self.top_k]) + sum(p.numel() for p in self.router.parameters()))
 
     def router_inputs(self, context: Float[Tensor, "batch time"]) -> Float[Tensor, "batch feature"]:
-        """Return what the router reads of each row."""
+        """Return the router's inputs for each row."""
         features = series_features(context, max_length=self.moe.router.feature_length)
         if not self.moe.router.use_patch_embedding:
             return features
@@ -350,7 +350,7 @@ def _pick(values: Tensor | None, *, row: Tensor) -> Tensor | None:
 
 
 def _observed(context: Tensor, mask: Tensor | None) -> Tensor:
-    """Make what a mask hides missing, so that the router does not read it."""
+    """Mark masked values as missing, so that the router does not read them."""
     return context if mask is None else context.masked_fill(mask == 0, torch.nan)
 
 

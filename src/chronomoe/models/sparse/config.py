@@ -87,7 +87,7 @@ class MoEConfig:
         return left // self.granularity
 
     def capacity(self, num_tokens: int) -> int | None:
-        """Return how many tokens an expert takes at most; None for no limit."""
+        """Return the most tokens that an expert takes; None for no limit."""
         if self.capacity_factor is None:
             return None
         return math.ceil(self.capacity_factor * num_tokens * self.top_k / self.num_experts)

@@ -40,7 +40,7 @@ def dispatch_tokens(expert: Int[Tensor, "token choice"], *, num_experts: int) ->
 def within_capacity(
     expert: Int[Tensor, "token choice"], gate: Float[Tensor, "token choice"], *, num_experts: int, capacity: int
 ) -> Bool[Tensor, "token choice"]:
-    """Say which choices an expert keeps that takes at most ``capacity``: those of the largest gates, then the first.
+    """Return which choices an expert keeps within ``capacity``: those with the largest gates, then the first.
 
     The surest tokens go first wherever they stand in the batch: batch prioritised routing, Riquelme et al., 2021,
     https://arxiv.org/abs/2106.05974.
@@ -62,7 +62,7 @@ def run_experts(
     wo: Float[Tensor, "expert d_model width"],
     activate: Activation,
 ) -> Float[Tensor, "token d_model"]:
-    """Return for each token the gated sum of what its experts say; a choice of expert ``len(wi)`` counts for nothing.
+    """Return the gated sum of each token's experts; a choice of expert ``len(wi)`` counts for nothing.
 
     Each expert is two matrix products over the rows that were sent to it. ``bench/dispatch.py`` compares this with a
     loop that looks for each expert's tokens; ``torch.nn.functional.grouped_mm`` was no faster on a CPU.

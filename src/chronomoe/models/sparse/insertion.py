@@ -51,7 +51,7 @@ class MoEInsertionConfig:
 
 
 class MoEEnhancedConfig(Chronos2CoreConfig):  # type: ignore[misc]
-    """What a checkpoint of a ``MoEEnhancedChronos2`` says of itself."""
+    """The ``config.json`` of a ``MoEEnhancedChronos2``."""
 
     model_type = "chronomoe-enhanced"
 

@@ -29,7 +29,7 @@ class TokenRouting(NamedTuple):
 
 
 class MoEAux(NamedTuple):
-    """What an MoE layer says beside its output. Padding counts nowhere."""
+    """What an MoE layer reports beside its output. Padding counts nowhere."""
 
     balance_loss: Float[Tensor, ""]  # 0 where no loss is asked for
     z_loss: Float[Tensor, ""]

@@ -23,7 +23,7 @@ from chronomoe.models.unwrapping import model_of
 
 @dataclass
 class Chronos2MoEOutput(ForecastOutput):
-    """A forecast with what the MoE layers say beside it."""
+    """A forecast with what the MoE layers report."""
 
     aux_loss: Tensor | None = None
     """Balance loss and ``z_weight`` times z-loss, summed over layers; not weighted against the forecast's loss yet."""
@@ -87,7 +87,7 @@ class SparseChronos2Model(ExactChronos2Model):
         PreTrainedModel.save_pretrained(self, save_directory, *args, **kwargs)
 
     def _after_loading(self) -> None:
-        """Put in place what weights on disk do not say."""
+        """Restore what the weights on disk do not hold."""
 
     def _output(self, notes: list[MoEAux], **parts: Any) -> Chronos2MoEOutput:
         if not notes:
@@ -98,7 +98,7 @@ class SparseChronos2Model(ExactChronos2Model):
 
 
 class Chronos2MoEConfig(Chronos2CoreConfig):  # type: ignore[misc]
-    """What a checkpoint of a ``Chronos2MoEModel`` says of itself."""
+    """The ``config.json`` of a ``Chronos2MoEModel``."""
 
     model_type = "chronomoe-moe"
 
