@@ -1,5 +1,6 @@
 """Recipes: all that a run does, as one frozen configuration, named or in a YAML file."""
 
+import json
 import typing
 from dataclasses import asdict, field
 from importlib import resources
@@ -224,14 +225,14 @@ class RunConfig:
             )
 
 
+RECIPES = resources.files("chronomoe") / "assets" / "recipes"
 TEACHERS = "-teacher"
 """How the names of recipes for ``chronomoe pretrain`` end."""
 
 
 def recipe_names(kind: type[Any] = RunConfig) -> list[str]:
     """Return the recipes that ship with the package: those of runs, or of another kind of configuration."""
-    folder = resources.files("chronomoe") / "assets" / "recipes"
-    names = sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    names = sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir() if entry.name.endswith(".yaml"))
     return [name for name in names if name.endswith(TEACHERS) == (kind is not RunConfig)]
 
 
@@ -254,22 +255,16 @@ def load_recipe(name: str, kind: type[Any] = RunConfig) -> Any:
     Raises:
         InputError: there is no such recipe, the file is not YAML, or a key or value is not accepted.
     """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise InputError(
-                f"there is no recipe file {name}; write one, or use a name: {', '.join(recipe_names(kind))}"
-            )
-        text = path.read_bytes()
-    elif name in recipe_names(kind):
-        text = (resources.files("chronomoe") / "assets" / "recipes" / f"{name}.yaml").read_bytes()
-    else:
-        known = recipe_names(kind)
+    known, own = recipe_names(kind), Path(name).suffix in (".yaml", ".yml")
+    if own and not Path(name).is_file():
+        raise InputError(f"there is no recipe file {name}; write one, or use a name: {', '.join(known)}")
+    if not own and name not in known:
         raise InputError(
             f"Unknown recipe {name!r}. Available: {', '.join(known)}, or a .yaml file.{nearest(name, known)}"
         )
+    file = Path(name) if own else RECIPES / f"{name}.yaml"
     try:
-        values = yaml.load(text, Loader=_OnceOnly)
+        values = yaml.load(file.read_bytes(), Loader=_OnceOnly)
     except yaml.YAMLError as error:
         raise InputError(f"{name} is not a YAML file: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -279,12 +274,4 @@ def load_recipe(name: str, kind: type[Any] = RunConfig) -> Any:
 
 def dump(config: Any) -> str:
     """Return a configuration as YAML that ``load_recipe`` reads back."""
-    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value
+    return yaml.safe_dump(json.loads(json.dumps(asdict(config))), sort_keys=False)

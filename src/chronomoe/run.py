@@ -292,7 +292,7 @@ def evaluate(given: Inputs, trained: dict[str, Path], moe: Path | None, grown: d
     inputs = {
         **given.material.facts,
         "held out": [fingerprint(domain) for domain in given.held_out],
-        "moe": None if moe is None else stage_key(moe),
+        "moe": stage_key(moe),
         "students": {name: stage_key(path) for name, path in trained.items()},
         "grown": {name: stage_key(made.stage) for name, made in grown.items()},
         "evaluation": asdict(options),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,6 @@ def joint(
     device: torch.device,
 ) -> Path:
     """Fine-tune router and experts together; ``training`` has the router's learning rate."""
-    training = replace(training, loss=replace(training.loss, hidden_weight=0.0))  # experts have no layers in common
 
     def build() -> DistilledMoE:
         model: DistilledMoE = load_model(routed / "model").to(device)

@@ -15,7 +15,7 @@ from chronomoe.data.windows import EvaluationWindows, JoinedWindows, TrainingWin
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.mixture.mixture import DistilledMoE
-from chronomoe.stages.workspace import Report, Workspace, stage_key
+from chronomoe.stages.workspace import Report, Workspace
 
 VALIDATION_LIMIT = 128
 """Validation windows of each domain that training looks at."""
@@ -76,11 +76,6 @@ def label(work: Workspace, name: str, teacher: ExactChronos2Model, material: Mat
 def open_store(stage: Path | None) -> SoftTargetStore | None:
     """Open the soft targets that ``label`` left, if any."""
     return None if stage is None else SoftTargetStore(stage / "store")
-
-
-def optional_key(stage: Path | None) -> str | None:
-    """Return the key of a stage, or None if there is no stage."""
-    return None if stage is None else stage_key(stage)
 
 
 def seed_for(seed: int, *names: str) -> int:

@@ -18,9 +18,9 @@ from chronomoe.models.sparse.upcycling import Chronos2MoEModel, upcycle
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
 from chronomoe.stages.processes import check_one_process, choose_device
-from chronomoe.stages.soft_targets import Material, check_windows, label, open_store, optional_key, report_skipped
+from chronomoe.stages.soft_targets import Material, check_windows, label, open_store, report_skipped
 from chronomoe.stages.students import load_student, train
-from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for, room
+from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for, room, stage_key
 from chronomoe.training.distillation import DistilConfig
 from chronomoe.training.growing import ExpansionConfig, candidate_places
 from chronomoe.training.growing import expand as grow
@@ -45,8 +45,10 @@ def upcycled_student(
         dense = create_student_model(teacher, size) if start is None else load_student(start, teacher.device)
         return upcycle(dense, layers)
 
-    inputs = {"layers": asdict(layers), "size": asdict(size), "start": optional_key(start), "aux_weight": aux_weight}
-    return _train(work, "upcycled/student", build, material, soft_targets, training, inputs, aux_weight)
+    inputs = {"layers": asdict(layers), "size": asdict(size), "start": stage_key(start), "aux_weight": aux_weight}
+    return train(
+        work, "upcycled/student", build, material, soft_targets, training, inputs=inputs, aux_weight=aux_weight
+    )
 
 
 def learned_targets(
@@ -64,22 +66,8 @@ def learned_targets(
         return upcycle(teacher, layers)
 
     inputs = {"layers": asdict(layers), "aux_weight": aux_weight, "teacher": revision(teacher)}
-    taught = _train(work, "upcycled/teacher", build, material, None, training, inputs, aux_weight)
+    taught = train(work, "upcycled/teacher", build, material, None, training, inputs=inputs, aux_weight=aux_weight)
     return label(work, "upcycled/soft-targets", load_student(taught, teacher.device), material)
-
-
-def _train(
-    work: Workspace,
-    name: str,
-    build: Any,
-    material: Material,
-    soft_targets: Path | None,
-    training: DistilConfig,
-    inputs: dict[str, Any],
-    aux_weight: float,
-) -> Path:
-    training = replace(training, loss=replace(training.loss, hidden_weight=0.0))  # MoE layers follow no single layer
-    return train(work, name, build, material, soft_targets, training, inputs=inputs, aux_weight=aux_weight)
 
 
 def expanded_student(
@@ -109,7 +97,7 @@ def expanded_student(
         (folder / "path.json").write_text(json.dumps(grown.path))
         shutil.rmtree(folder / "layers")
 
-    inputs = {"expansion": asdict(config), "base": revision(base), "soft_targets": optional_key(soft_targets)}
+    inputs = {"expansion": asdict(config), "base": revision(base), "soft_targets": stage_key(soft_targets)}
     return work.stage(name, {**material.facts, **inputs}, make)
 
 

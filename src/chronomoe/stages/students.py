@@ -20,8 +20,8 @@ from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
 from chronomoe.stages.processes import choose_device, first_process
-from chronomoe.stages.soft_targets import Material, check_windows, label, open_store, optional_key, report_skipped
-from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for
+from chronomoe.stages.soft_targets import Material, check_windows, label, open_store, report_skipped
+from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for, stage_key
 from chronomoe.training.distillation import DistilConfig, distil, save_curve
 
 Build = Callable[[], ExactChronos2Model]
@@ -54,6 +54,8 @@ def train(
         watched: domains whose validation windows are watched; all when None.
         **options: of ``training.trainer.Chronos2DistillationTrainer``.
     """
+    if options.get("hidden_teacher") is None:  # mixtures and MoE layers follow no layer of a teacher
+        training = replace(training, loss=replace(training.loss, hidden_weight=0.0))
 
     def make(folder: Path, report: Report) -> None:
         model = build()
@@ -72,7 +74,7 @@ def train(
             save_curve(curve, folder / "curve.json")
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
-    needed = {**material.facts, "training": asdict(training), "soft_targets": optional_key(soft_targets), **inputs}
+    needed = {**material.facts, "training": asdict(training), "soft_targets": stage_key(soft_targets), **inputs}
     return work.stage(name, needed, make, together=True)
 
 
@@ -111,7 +113,7 @@ def distil_student(
         inputs={
             "size": asdict(size),
             "seed": seed,
-            "start": optional_key(start),
+            "start": stage_key(start),
             "rows": None if rows is None else [len(rows), sum(rows)],
             "watched": watched,
         },

@@ -131,9 +131,9 @@ def check_folder(root: Path) -> None:
         raise InputError(f"the output folder {root} holds something else; choose an empty or a new one")
 
 
-def stage_key(folder: Path) -> str:
-    """Return the key of a finished stage, for the inputs of a later one."""
-    return str(json.loads((folder / "stage.json").read_text())["key"])
+def stage_key(folder: Path | None) -> str | None:
+    """Return the key of a finished stage, for the inputs of a later one; None where there is no stage."""
+    return None if folder is None else str(json.loads((folder / "stage.json").read_text())["key"])
 
 
 def write_atomically(path: Path, text: str) -> None:
