@@ -173,7 +173,7 @@ def distil(
 
     Writes a checkpoint that stock Chronos2Pipeline loads too. The student
     learns from the first 70 % of each series and is validated on the next 10 %;
-    the rest is for `chronomoe evaluate`. After an interruption the same command
+    the rest is for chronomoe evaluate. After an interruption the same command
     continues.
 
     Example: chronomoe distil tiny demo:traffic --out students/traffic --steps 500

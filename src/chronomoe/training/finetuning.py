@@ -21,6 +21,7 @@ from chronomoe.errors import InputError, extra
 from chronomoe.models.balancing import AUX_WEIGHT, LossFreeBias
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
+from chronomoe.training.trainer import on_device
 
 if TYPE_CHECKING:
     from peft import LoraConfig  # type: ignore[import-not-found,import-untyped]
@@ -119,8 +120,8 @@ def finetune(
             "label_names": ["future_target"],
         }
     arguments = TrainingArguments(**(options | trainer_options))
-    if disable_data_parallel and not on_cpu:
-        arguments._n_gpu = 1  # as upstream does: nn.DataParallel is slower than one GPU here
+    if disable_data_parallel:  # nn.DataParallel is slower than one GPU here
+        arguments = on_device(arguments, model.device)
     validation = None if validation_inputs is None else dataset(validation_inputs, mode=DatasetMode.VALIDATION)
     trainer = MoETrainer(
         model=tuned,
