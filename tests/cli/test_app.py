@@ -190,7 +190,7 @@ def test_a_user_upcycles_a_model_and_grows_a_student(chronomoe, teacher_folder, 
     words = ["--num-experts", 4, "--top-k", 1, "--layers", "1", "--out", tmp_path / "moe"]
     status, out, _ = chronomoe("upcycle", teacher_folder, *words)
     assert status == 0
-    assert re.fullmatch(rf"saved {tmp_path / 'moe'}: [\d,]+ parameters, [\d,]+ of them active for a token\n", out)
+    assert re.fullmatch(rf"saved {tmp_path / 'moe'}: [\d,]+ parameters, [\d,]+ of them active per token\n", out)
     model = ChronoMoEPipeline.from_pretrained(tmp_path / "moe").model
     assert (list(model.moe_layers), model.moe_layers[1].config.num_experts) == ([1], 4)
 

@@ -93,5 +93,11 @@ def meet(place: str) -> None:
 @functools.cache
 def _store() -> Store:
     """Return the launch's key-value store: one of its own, so that nothing in it is left from another launch."""
-    store: Store = next(rendezvous("env://"))[0]
+    try:
+        store: Store = next(rendezvous("env://"))[0]
+    except ValueError as error:  # torch names the variable that is missing
+        raise InputError(
+            f"WORLD_SIZE says that {count_processes()} processes were launched together, but {error}; "
+            "start them with torchrun, or unset WORLD_SIZE"
+        ) from None
     return store
