@@ -125,7 +125,6 @@ def distil_student(
 
 def taught_teacher(work: Workspace, teacher: ExactChronos2Model, material: Material, training: DistilConfig) -> Path:
     """Let a copy of the teacher learn the domains from what happened alone; see ``train``."""
-    training = replace(training, loss=replace(training.loss, hidden_weight=0.0))
     build, inputs = functools.partial(copy.deepcopy, teacher), {"teacher": revision(teacher)}
     return train(work, "teacher", build, material, None, training, inputs=inputs)
 
