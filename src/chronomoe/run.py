@@ -21,6 +21,7 @@ from chronomoe.evaluation.comparison import MIXTURE, Candidate
 from chronomoe.evaluation.tasks import Task, make_task
 from chronomoe.inputs import GENERALIST, Inputs
 from chronomoe.models.student import StudentConfig
+from chronomoe.pipeline import load_model
 from chronomoe.recipe import RunConfig, dump
 from chronomoe.report.page import write_report
 from chronomoe.stages.budget import allocate, late_gain
@@ -361,7 +362,7 @@ def _candidates(
         )
     if moe is not None:
         found[MIXTURE] = Candidate(
-            model=load_student(moe, given.device),
+            model=load_model(moe / "model").to(given.device),
             kind="mixture",
             training=given.config.joint.steps / steps,
             core_seconds=spent("expert-forecasts", "router", "joint"),
