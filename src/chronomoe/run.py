@@ -94,7 +94,6 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, command
         work.publish(made[name] / "model", work.root / ("moe" if place == 0 else name))
     chosen = json.loads((evaluated / "recommendation.json").read_text())["model"]
     work.publish((made | trained)[chosen] / "model", work.root / RECOMMENDED)
-    report = work.root / "report.html"
     if first_process():
         for name in (*RESULTS, *ROUTE_RESULTS):
             if (evaluated / name).exists():
@@ -102,9 +101,9 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, command
             else:
                 (work.root / name).unlink(missing_ok=True)  # left by a run of other routes
         write_atomically(work.root / "run.json", json.dumps(_facts(work, command, str(given.device)), indent=2))
-        report = write_report(work.root)
+        write_report(work.root)
     meet("run")  # others may read what the first has written
-    return report
+    return work.root / "report.html"
 
 
 def student(
