@@ -50,7 +50,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
 
 @pytest.mark.parametrize("name", ["a/b", "..", "", " ", "a\\b"])
 def test_a_name_that_is_no_folder_is_refused(name):
-    with pytest.raises(InputError, match="must not be empty, hold a slash or start with a dot"):
+    with pytest.raises(InputError, match="must not be empty, contain a slash or start with a dot"):
         config({"domains": [{"data": "demo:web", "name": name}]})
 
 
