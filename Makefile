@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+CLIENTS ?= .venv-clients
 OUT ?= runs/demo
 SIZE ?= full
 DATA ?=
 
-.PHONY: demo routes test fuzz wheel lint bench report figures evidence install
+.PHONY: demo routes test clients fuzz wheel lint bench report figures evidence install
 
 install: $(STAMP)
 
@@ -24,6 +25,19 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --dist loadgroup
+
+# AutoGluon needs a transformers older than the one we test with, hence an environment of its own.
+clients: $(CLIENTS)/.installed
+	OMP_NUM_THREADS=1 $(CLIENTS)/bin/python -m pytest tests/clients -W ignore
+
+$(CLIENTS)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --upgrade pip
+	$(CLIENTS)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(CLIENTS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[autogluon]'
+	$(CLIENTS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[darts,fev,gluonts,lora,sktime]' \
+		beartype hypothesis pytest pytest-xdist statsforecast
+	touch $@
 
 # 5,000 drawn inputs in all; the tests draw a few hundred.
 fuzz: $(STAMP)

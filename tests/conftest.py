@@ -45,7 +45,7 @@ FORECASTING = {
     "use_reg_token": True,
     "use_arcsinh": True,
 }
-pytest_plugins = ("tiny_run", "fuzzing")
+pytest_plugins = ("tiny_run", "fuzzing", "client_data")
 EXPERTS = ("power", "traffic", "generalist", "retail")
 
 

@@ -292,6 +292,7 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         }
         from chronomoe.training.finetuning import extend, finetune  # transformers.Trainer: slow to import
 
+        model: Any
         if isinstance(self.model, DistilledMoE | SparseChronos2Model):
             model = finetune(self.model, **arguments, trainer_options=extra_trainer_kwargs)
         else:

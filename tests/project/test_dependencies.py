@@ -15,11 +15,13 @@ from chronomoe.errors import InputError, extra
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(chronomoe.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("lora", "pretrain", "s3")
+EXTRAS = ("autogluon", "darts", "fev", "gluonts", "lora", "pretrain", "s3", "sktime")
 """Extras whose packages ``src`` imports; the others are data, or for developers."""
 INSIDE = {"torch.utils.tensorboard": "tensorboard"}
 """Modules that import a package which is not theirs."""
-DISTRIBUTIONS = packages_distributions()
+DISTRIBUTIONS = {"autogluon": ["autogluon.timeseries"]} | packages_distributions()
+CLIENTS = {"autogluon", "darts", "gluonts", "sktime"}
+"""Extras that need an environment of their own: see ``make clients``."""
 
 
 def normal(name):
@@ -93,7 +95,7 @@ def test_a_missing_extra_is_refused_with_the_command_that_installs_it():
 
 
 def test_developers_get_every_extra():
-    assert {f"chronomoe[{name}]" for name in (*EXTRAS, "corpus")} <= {
+    assert {f"chronomoe[{name}]" for name in {*EXTRAS, "corpus"} - CLIENTS} <= {
         f"chronomoe[{name}]"
         for requirement in PROJECT["optional-dependencies"]["dev"]
         if requirement.startswith("chronomoe[")

@@ -7,7 +7,7 @@ import chronomoe
 
 ROOT = Path(chronomoe.__file__).parent
 LAYERS = [
-    {"cli", "__main__"},
+    {"cli", "__main__", "integrations"},
     {"run", "inputs", "recipe", "predict", "pretraining"},
     {"stages"},
     {"report", "evaluation"},

@@ -67,7 +67,7 @@ def finetune(
     remove_printer_callback: bool,
     disable_data_parallel: bool,
     trainer_options: dict[str, Any],
-) -> PreTrainedModel:
+) -> nn.Module:
     """Fine-tune a float32 copy of the model; the arguments are those of ``ChronoMoEPipeline.fit``.
 
     With "lora", return it as a ``peft.PeftModel``, whose adapters are not merged.
@@ -135,7 +135,7 @@ def finetune(
         trainer.pop_callback(PrinterCallback)
     with _still_biases(tuned) if finetune_mode == "lora" else nullcontext():
         trainer.train()
-    finished: PreTrainedModel = tuned.eval()
+    finished: nn.Module = tuned.eval()
     return finished
 
 
