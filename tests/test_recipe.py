@@ -24,12 +24,12 @@ def test_every_shipped_recipe_is_accepted(name, kind):
 
 
 def test_the_recipes_of_the_readme_ship():
-    assert {"demo", "demo-route2", "demo-route3", "demo-routes", "ci"} == set(recipe_names())
+    assert {"chronos-2", "demo", "demo-route2", "demo-route3", "demo-routes", "ci"} == set(recipe_names())
     assert recipe_names(PretrainConfig) == ["tiny-teacher"]
 
 
 def test_recipes_of_one_kind_are_not_offered_for_another():
-    with pytest.raises(InputError, match=r"Unknown recipe 'tiny-teacher'\. Available: ci, demo"):
+    with pytest.raises(InputError, match=r"Unknown recipe 'tiny-teacher'\. Available: chronos-2, ci, demo"):
         load_recipe("tiny-teacher")
     with pytest.raises(InputError, match=r"Unknown recipe 'demo'\. Available: tiny-teacher, or"):
         load_recipe("demo", PretrainConfig)
