@@ -17,7 +17,7 @@ from typing import Any
 import evidence_tables
 import numpy as np
 import yaml
-from ablation import ablate
+from ablation import ablate, link
 
 from chronomoe.data.domains import load_domain
 from chronomoe.evaluation.comparison import MIXTURE, Candidate, compare_models
@@ -280,6 +280,31 @@ def budgets(evidence: Evidence) -> Any:
     return {"steps": found} | timed(runs.values())
 
 
+def routes(evidence: Evidence) -> Any:
+    """Compare the three routes on one budget; what the demo has made is taken over."""
+    folder = evidence.out / "runs" / "routes"
+    if not folder.exists():
+        link(evidence.demos()[0], folder)
+    evidence.finished("routes", evidence.settings["routes"])
+    errors = {
+        (record["model"], record["metric"]): record["value"]
+        for record in read(folder, "evaluation.jsonl")
+        if record["domain"] == "overall"
+    }
+    costs = {cost["model"]: cost for cost in read(folder, "efficiency.json")}
+    claims = [
+        [claim["model"], claim["against"], claim["ratio"], claim["low"], claim["high"]]
+        for claim in read(folder, "intervals.json")
+        if claim["metric"] == "WQL" and not claim["unseen"]
+    ]
+    rows = {
+        name: [costs[name]["active_parameters"], costs[name]["flops"], errors[name, "WQL"], errors[name, "MAE"]]
+        for name in ("mixture", "upcycled", "expanded", "generalist-base", "generalist-full", "generalist-wide")
+        if name in costs
+    }
+    return {"rows": rows, "claims": claims} | timed([folder])
+
+
 def ablation(evidence: Evidence) -> Any:
     """What each part of a mixture is worth on validation windows."""
     runs, settings = evidence.demos(), evidence.settings["ablation"]
@@ -317,6 +342,7 @@ PARTS: dict[str, tuple[Callable[[Evidence], Any], bool]] = {
     "never_seen": (never_seen, True),
     "budgets": (budgets, False),
     "ablation": (ablation, False),
+    "routes": (routes, False),
     "real": (real, True),
     "long_horizon": (horizons, True),
 }

@@ -14,6 +14,7 @@ TITLES = {
     "never_seen": "Domains nobody has seen: the demo's mixture on public files",
     "budgets": "More training",
     "ablation": "What each part is worth",
+    "routes": "Routes 2 and 3",
     "real": "One mixture for twelve public sets",
     "long_horizon": "The long-horizon protocol",
 }
@@ -140,6 +141,27 @@ def ablation(found: Found) -> list[str]:
     ]
 
 
+def routes(found: Found) -> list[str]:
+    """Errors of the three routes, and what routes 2 and 3 gain over dense students."""
+    rows = [
+        [name, f"{size / 1e6:.2f}M", f"{flops / 1e6:.0f}M", f"{wql:.3f}", f"{mae:.3f}"]
+        for name, (size, flops, wql, mae) in found["rows"].items()
+    ]
+    ratios = [
+        [f"{name} against {rival}", span(one)]
+        for name, rival, *one in found["claims"]
+        if name != "mixture" and rival.startswith("generalist")
+    ]
+    return [
+        "All on the same budget of training operations: *upcycled* (route 2) is a dense student with MoE layers,",
+        "*expanded* (route 3) grew MoE layers on a finished student, *generalist-base*.",
+        "",
+        *table(["model", "active parameters", "operations", "WQL", "MAE"], rows),
+        "",
+        *table(["ratio", "WQL, test windows"], ratios),
+    ]
+
+
 def real(found: Found) -> list[str]:
     """Ratios and errors of the mixture for all public files."""
     rows = [[f"mixture against {rival}", metric, span(one), one[3] or "-"] for rival, metric, *one in found["claims"]]
@@ -200,6 +222,7 @@ SECTIONS = {
     "never_seen": never_seen,
     "budgets": budgets,
     "ablation": ablation,
+    "routes": routes,
     "real": real,
     "long_horizon": long_horizon,
 }

@@ -1,8 +1,9 @@
-"""Write the figures of finished runs and of two benchmarks into README.md; called by ``make figures``.
+"""Write measured figures into README.md; called by ``make figures``.
 
-    python tools/update_readme.py RUN [--routes RUN]
+    python tools/update_readme.py EVIDENCE [--bench]
 
-RUN: folders of the recipes ``demo`` and ``demo-routes``. Without the latter the table of the routes is left out.
+EVIDENCE: the folder in which ``tools/evidence.py`` left its results. With ``--bench`` two benchmarks are run too, and
+the figures of speed are replaced.
 """
 
 import argparse
@@ -12,129 +13,73 @@ import sys
 from pathlib import Path
 from typing import Any
 
-METRICS = ("WQL", "MAE", "MASE")
-START, END = "<!-- figures: written by `make figures` -->", "<!-- end of figures -->"
+from evidence_tables import span, spread, table
+
+ACCURACY = "<!-- accuracy: written by `make figures` -->", "<!-- end of accuracy -->"
+SPEED = "<!-- figures: written by `make figures` -->", "<!-- end of figures -->"
+RIVALS = {
+    "own single": "each domain's **own single**",
+    "own expert": "each domain's own expert, looked up by name",
+    "generalist-full": "**a generalist** of the same size and all of the training",
+    "generalist-wide": "a generalist of twice the layers",
+    "average single": "a single picked blindly",
+    "simple average of experts": "the average of all experts",
+    "teacher": "the teacher",
+}
+"""What the mixture is compared with, in the order of the table."""
 
 
-def figures(run: Path, routes: Path | None, speed: dict[str, Any], router: dict[str, Any]) -> str:
-    """Return the Markdown that stands between the two marks."""
-    records = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
-    facts = json.loads((run / "run.json").read_text())
-    overall = {
-        (record["model"], record["metric"]): record["value"] for record in records if record["domain"] == "overall"
-    }
-    kinds = {record["model"]: record["kind"] for record in records}
-    rows = [(name, kind) for name, kind in kinds.items() if kind not in ("single", "expert", "naive")]
-    machine, seconds = facts["machine"], sum(facts["seconds"].values())
-    lines = [
-        START,
-        f"Demo domains, test windows, relative to seasonal naive (geometric mean over {_domains(records)} domains;",
-        f"lower is better). {machine['cores']} cores, torch {machine['torch']}, {seconds / 60:.1f} minutes.",
-        "",
-        "| model | WQL | MAE | MASE |",
-        "| --- | --- | --- | --- |",
+def accuracy(found: dict[str, Any]) -> list[str]:
+    """Return one table of ratios: at home over seeds, on domains nobody has seen, on public sets."""
+    columns = {"demo domains": _of_seeds(found["demo"]["claims"])}
+    if "held_out" in found:
+        columns["demo domains, each left out in turn"] = {
+            rival: span(of["all"]) for rival, of in found["held_out"]["claims"].items()
+        }
+    if "real" in found:
+        claims = found["real"]["claims"]
+        columns["twelve public sets"] = {rival: span(one) for rival, metric, *one in claims if metric == "WQL"}
+    rows = [
+        [says, *(of.get(rival, "-") for of in columns.values())]
+        for rival, says in RIVALS.items()
+        if any(rival in of for of in columns.values())
     ]
-    for name, _ in sorted(rows, key=lambda row: overall[row[0], "WQL"]):
-        lines.append(_row(name, [overall[name, metric] for metric in METRICS]))
-    lines += ["", *_claims(json.loads((run / "intervals.json").read_text()))]
-    lines += [*([] if routes is None else ["", *_routes(routes)]), "", *_speed(speed), "", *_router(router), END]
-    return "\n".join(lines)
+    return table(["WQL of the mixture against", *columns], rows)
 
 
-def _claims(intervals: list[dict[str, Any]]) -> list[str]:
-    """Return a row for each claim, with a ratio and its interval for each metric."""
-    found = {
-        (claim["claim"], claim["metric"]): f"{claim['ratio']:.3f} ({claim['low']:.3f} to {claim['high']:.3f})"
-        for claim in intervals
-    }
-    metrics = list(dict.fromkeys(metric for _, metric in found))
-    targets = {claim["claim"]: claim["target"] or "-" for claim in intervals}
-    lines = [
-        f"| ratio of errors (95 % interval) | {' | '.join(metrics)} | aimed for |",
-        f"| --- {'| --- ' * len(metrics)}| --- |",
+def _of_seeds(claims: dict[str, Any]) -> dict[str, str]:
+    return {rival: spread([one[0] for one in by_metric["WQL"].values()]) for rival, by_metric in claims.items()}
+
+
+def speed(found: dict[str, Any], router: dict[str, Any]) -> list[str]:
+    """Return the figures of ``bench/throughput.py`` and ``bench/router.py``."""
+    ratio, latency, flops = found["throughput_ratio"], found["latency_ratio"], found["flop_ratio"]
+    whole = found["parameters"]["upstream"]
+    rows = [
+        [
+            f"mixture of `{preset}` students",
+            f"{size / 1e6:.1f}M, {1 - size / whole:.0%} fewer",
+            f"**{ratio[preset]:.1f} times**",
+            f"{latency[preset]:.1f} times faster",
+            f"{flops[preset]:.1f} times fewer",
+        ]
+        for preset, size in found["student_parameters"].items()
     ]
-    for claim, target in targets.items():
-        cells = " | ".join(found.get((claim, metric), "-") for metric in metrics)
-        lines.append(f"| {claim} | {cells} | {target} |")
-    return lines
-
-
-def _routes(run: Path) -> list[str]:
-    """Return the table of the three routes, what they gain on test windows, and how even their experts are used."""
-    records = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
-    overall = {
-        (record["model"], record["metric"]): record["value"] for record in records if record["domain"] == "overall"
-    }
-    costs = {cost["model"]: cost for cost in json.loads((run / "efficiency.json").read_text())}
-    claims = {
-        (claim["model"], claim["against"]): claim
-        for claim in json.loads((run / "intervals.json").read_text())
-        if claim["metric"] == "WQL"
-    }
-    lines = [
-        "The three routes on the same budget of training operations, beside the generalists; WQL and MAE relative to "
-        "seasonal naive, ratios of WQL on test windows with 95 % intervals "
-        "(`chronomoe run demo-routes --out runs/routes`):",
-        "",
-        "| model | experts | active parameters | operations | WQL | MAE | WQL against generalist-wide |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name in ("mixture", "upcycled", "expanded", "generalist-wide", "generalist-full"):
-        cost, claim = costs[name], claims.get((name, "generalist-wide"))
-        ratio = "-" if claim is None else f"{claim['ratio']:.3f} ({claim['low']:.3f} to {claim['high']:.3f})"
-        size = f"{cost['experts']:.2f} | {cost['active_parameters'] / 1e6:.2f}M | {cost['flops'] / 1e6:.0f}M"
-        errors = " | ".join(f"{overall[name, metric]:.3f}" for metric in METRICS[:2])
-        lines.append(f"| {name} | {size} | {errors} | {ratio} |")
-    base = claims["expanded", "generalist-base"]
-    inside = json.loads((run / "moe.json").read_text())
-    used = ", ".join(f"{name} {found['least_share']:.2f}" for name, found in inside.items())
+    exact = [f"{ratio['exact']:.2f} times", f"{latency['exact']:.2f} times faster", f"{flops['exact']:.2f} times fewer"]
     return [
-        *lines,
-        "",
-        f"WQL of the expanded student against its own base: {base['ratio']:.3f} ({base['low']:.3f} to "
-        f"{base['high']:.3f}). Least used expert of any layer, as a multiple of an even share (a dead one has "
-        f"less than 0.25): {used}.",
-    ]
-
-
-def _speed(speed: dict[str, Any]) -> list[str]:
-    ratio, latency, flops = speed["throughput_ratio"], speed["latency_ratio"], speed["flop_ratio"]
-    whole = speed["parameters"]["upstream"]
-    lines = [
         f"Speed against upstream's code on a full-size Chronos-2 ({whole / 1e6:.1f}M parameters, random weights): "
-        f"K = {speed['top_k']} mixtures of {speed['num_experts']} preset students of it, context "
-        f"{speed['context_length']}, horizon {speed['horizon']}, batch {speed['batch_size']}, {speed['threads']} "
+        f"K = {found['top_k']} mixtures of {found['num_experts']} preset students of it, context "
+        f"{found['context_length']}, horizon {found['horizon']}, batch {found['batch_size']}, {found['threads']} "
         "threads, one run.",
         "",
-        "| model | parameters of a student | throughput | latency at batch 1 | operations |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for preset, size in speed["student_parameters"].items():
-        fewer = f"{size / 1e6:.1f}M, {1 - size / whole:.0%} fewer"
-        lines.append(
-            f"| mixture of `{preset}` students | {fewer} | **{ratio[preset]:.1f} times** | "
-            f"{latency[preset]:.1f} times faster | {flops[preset]:.1f} times fewer |"
-        )
-    lines.append(
-        f"| the teacher itself, our exact forward pass | - | {ratio['exact']:.2f} times | "
-        f"{latency['exact']:.2f} times faster | {flops['exact']:.2f} times fewer |"
-    )
-    return lines
-
-
-def _router(router: dict[str, Any]) -> list[str]:
-    return [
+        *table(
+            ["model", "parameters of a student", "throughput", "latency at batch 1", "operations"],
+            [*rows, ["the teacher itself, our exact forward pass", "-", *exact]],
+        ),
+        "",
         f"Router training on cached forecasts, {router['windows']} windows, {router['experts']} experts, "
-        f"{router['epochs']} epochs: {router['seconds']:.0f} s."
+        f"{router['epochs']} epochs: {router['seconds']:.0f} s.",
     ]
-
-
-def _row(name: str, values: list[float]) -> str:
-    return f"| {name} | " + " | ".join(f"{value:.3f}" for value in values) + " |"
-
-
-def _domains(records: list[dict[str, Any]]) -> int:
-    return len({record["domain"] for record in records} - {"overall"})
 
 
 def benchmark(name: str) -> dict[str, Any]:
@@ -145,19 +90,24 @@ def benchmark(name: str) -> dict[str, Any]:
     return answer
 
 
+def between(text: str, marks: tuple[str, str], lines: list[str]) -> str:
+    """Replace what stands between two marks."""
+    before, rest = text.split(marks[0])
+    return before + "\n".join([marks[0], *lines, marks[1]]) + rest.split(marks[1])[1]
+
+
 def main() -> None:
-    """Replace what stands between the marks."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a finished run")
-    parser.add_argument("--routes", type=Path, help="folder of a finished run of all three routes")
+    """Replace what stands between the marks of README.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("evidence", type=Path, help="folder of results")
+    parser.add_argument("--bench", action="store_true", help="measure speed, too")
     options = parser.parse_args()
     readme = Path("README.md")
-    text = readme.read_text()
-    before, rest = text.split(START)
-    after = rest.split(END)[1]
-    readme.write_text(
-        before + figures(options.run, options.routes, benchmark("throughput"), benchmark("router")) + after
-    )
+    found = {path.stem: json.loads(path.read_text()) for path in options.evidence.glob("*.json")}
+    text = between(readme.read_text(), ACCURACY, accuracy(found))
+    if options.bench:
+        text = between(text, SPEED, speed(benchmark("throughput"), benchmark("router")))
+    readme.write_text(text)
 
 
 if __name__ == "__main__":

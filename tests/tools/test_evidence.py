@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tiny_run import ROUTES
+
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
@@ -34,7 +36,7 @@ def tables(evidence):
 @pytest.fixture
 def call(evidence, make_recipe, monkeypatch, tmp_path):
     """Run the tool on a tiny recipe of two domains; return what it printed and the page."""
-    few = {"steps": 6, "batch_size": 4, "windows": 24}
+    few = {"steps": 12, "batch_size": 4, "windows": 24}
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(evidence.dump(make_recipe(budget=few)))
     settings = {
@@ -43,6 +45,7 @@ def call(evidence, make_recipe, monkeypatch, tmp_path):
         "seeds": [0, 1],
         "held_out": {"baselines": ["single"]},
         "budgets": {"steps": [4], "changes": {"baselines": ["generalist-full"]}},
+        "routes": ROUTES | {"routes": ["mixture", "upcycle", "expand"]},
         "ablation": {
             "routers": {"K = 1": {"moe": {"routing": {"top_k": 1}}}},
             "experts_seeds": [1],
@@ -66,12 +69,12 @@ def test_parts_are_measured_named_where_missing_and_not_measured_again(call, cap
     page = call("--part", "demo", "--part", "budgets", "--part", "ablation")
     assert "| mixture against own single |" in page
     assert "| 4 |" in page
-    assert "| 6 |" in page
+    assert "| 12 |" in page
     rows = json.loads((tmp_path / "out" / "ablation.json").read_text())["rows"]
     assert [one["ratio"] for one in rows["as it is"]] == [1.0, 1.0]
     assert (len(rows["K = 1"]), len(rows["even"])) == (2, 1)
     assert rows["K = 1"][0]["experts"] == pytest.approx(1)
-    assert page.count("Not measured here") == 4
+    assert page.count("Not measured here") == 5
     capfd.readouterr()
     assert call("--part", "demo", "--part", "budgets", "--part", "ablation") == page
     made = [line for line in capfd.readouterr().err.splitlines() if line.startswith("✓") and "skipped" not in line]
@@ -83,6 +86,15 @@ def test_each_domain_is_left_out_in_turn(call, tmp_path):
     assert "|  | power | sales | all |" in page
     found = json.loads((tmp_path / "out" / "held_out.json").read_text())["claims"]
     assert set(found["teacher"]) == {"power", "sales", "all"}
+
+
+def test_the_routes_take_over_what_the_demo_made(call, capfd, tmp_path):
+    page = call("--part", "demo", "--part", "routes")
+    assert "| upcycled against generalist-full |" in page
+    assert "| expanded against generalist-base |" in page
+    rows = json.loads((tmp_path / "out" / "routes.json").read_text())["rows"]
+    assert {"mixture", "upcycled", "expanded"} <= set(rows)
+    assert "generalist-full: unchanged, skipped" in capfd.readouterr().err
 
 
 def test_what_needs_the_public_files_is_left_out_without_them(call, capsys):
