@@ -10,7 +10,7 @@ are left out. Parts that are neither run nor found in ``--out`` are named as mis
 import argparse
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -326,9 +326,10 @@ def ablation(evidence: Evidence) -> Any:
     return {"rows": evidence.part("ablation", inputs, make)} | seconds(evidence, "ablation")
 
 
-def timed(runs: Any) -> dict[str, float]:
-    """Return the time that the stages of runs took, whenever that was."""
-    return {"seconds": sum(sum(read(folder, "run.json")["seconds"].values()) for folder in runs)}
+def timed(runs: Iterable[Path]) -> dict[str, Any]:
+    """Return the time that the stages of runs took, whenever that was, and the machine."""
+    facts = [read(folder, "run.json") for folder in runs]
+    return {"seconds": sum(sum(one["seconds"].values()) for one in facts), "machine": facts[-1]["machine"]}
 
 
 def seconds(evidence: Evidence, stage: str) -> dict[str, float]:

@@ -40,6 +40,13 @@ def page(found: Found, *, size: str, parts: Sequence[str]) -> str:
             lines += [*SECTIONS[name](found[name]), "", f"Took {found[name]['seconds'] / 60:.0f} minutes."]
         else:
             lines.append("Not measured here: it needs the public files (`DATA=`), or was not asked for.")
+    machine = next((one["machine"] for one in found.values() if "machine" in one), None)
+    if machine is not None:
+        lines += [
+            "",
+            f"Times are wall-clock ones of {machine['threads']} threads on a machine of {machine['cores']} cores, with "
+            f"whatever else it had to do; torch {machine['torch']}, chronos-forecasting {machine['chronos']}.",
+        ]
     return "\n".join(lines) + "\n"
 
 

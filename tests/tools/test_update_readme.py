@@ -1,0 +1,43 @@
+"""The figures of the README: where they come from and where they stand."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import update_readme
+
+    yield update_readme
+    for name in ("update_readme", "evidence_tables"):
+        del sys.modules[name]
+
+
+def test_accuracy_is_written_between_its_marks_and_nothing_else_changes(tool, monkeypatch, tmp_path):
+    claims = {"own single": {"WQL": {"0": [0.98, 0.9, 1.0, None], "1": [1.0, 0.9, 1.1, None]}}}
+    (tmp_path / "demo.json").write_text(json.dumps({"claims": claims}))
+    real = [["own single", "WQL", 0.97, 0.95, 0.99, None], ["own single", "MAE", 0.5, 0.4, 0.6, None]]
+    (tmp_path / "real.json").write_text(json.dumps({"claims": real}))
+    before, after = tool.ACCURACY
+    (tmp_path / "README.md").write_text(f"# A\n{before}\nold\n{after}\nend\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["update_readme.py", str(tmp_path)])
+    tool.main()
+    assert (tmp_path / "README.md").read_text() == (
+        f"# A\n{before}\n"
+        "| WQL of the mixture against | demo domains | twelve public sets |\n| --- | --- | --- |\n"
+        "| each domain's **own single** | 0.990 ± 0.014 | 0.970 (0.950 to 0.990) |\n"
+        f"{after}\nend\n"
+    )
+
+
+def test_the_readme_has_the_marks(tool):
+    text = (ROOT / "README.md").read_text()
+    for mark in (*tool.ACCURACY, *tool.SPEED):
+        assert text.count(mark) == 1
