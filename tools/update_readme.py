@@ -33,12 +33,18 @@ def accuracy(found: dict[str, Any]) -> list[str]:
     """Return one table of ratios: at home over seeds, on domains nobody has seen, on public sets."""
     columns = {"demo domains": _of_seeds(found["demo"]["claims"])}
     if "held_out" in found:
-        columns["demo domains, each left out in turn"] = {
+        columns["demo domains left out in turn"] = {
             rival: span(of["all"]) for rival, of in found["held_out"]["claims"].items()
+        }
+    if "never_seen" in found:
+        columns[f"{len(found['never_seen']['files'])} public files nobody trained on"] = {
+            rival: span(one) for rival, one in found["never_seen"]["claims"].items()
         }
     if "real" in found:
         claims = found["real"]["claims"]
-        columns["twelve public sets"] = {rival: span(one) for rival, metric, *one in claims if metric == "WQL"}
+        columns["one mixture for 12 public sets"] = {
+            rival: span(one) for rival, metric, *one in claims if metric == "WQL"
+        }
     rows = [
         [says, *(of.get(rival, "-") for of in columns.values())]
         for rival, says in RIVALS.items()

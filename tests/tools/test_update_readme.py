@@ -31,7 +31,7 @@ def test_accuracy_is_written_between_its_marks_and_nothing_else_changes(tool, mo
     tool.main()
     assert (tmp_path / "README.md").read_text() == (
         f"# A\n{before}\n"
-        "| WQL of the mixture against | demo domains | twelve public sets |\n| --- | --- | --- |\n"
+        "| WQL of the mixture against | demo domains | one mixture for 12 public sets |\n| --- | --- | --- |\n"
         "| each domain's **own single** | 0.990 ± 0.014 | 0.970 (0.950 to 0.990) |\n"
         f"{after}\nend\n"
     )
