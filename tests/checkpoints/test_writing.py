@@ -145,5 +145,5 @@ def test_what_a_killed_save_left_inside_is_passed_over_and_cleared(saved, monkey
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_place_without_the_right_to_write_is_refused(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(InputError, match="no right to write in"):
+    with pytest.raises(InputError, match="no permission to write to"):
         check_parent(tmp_path / "new")
