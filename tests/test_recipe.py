@@ -115,7 +115,7 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_place(values, place):
     [
         ({"domains": []}, "at least one domain"),
         ({"moe": {"routing": {"top_k": 0}}}, "top_k must be at least 1, got 0"),
-        ({"evaluation": {"top_k": [0, 1]}}, "evaluation.top_k[0] must be at least 1, got 0"),
+        ({"evaluation": {"top_k": [0, 1]}}, r"evaluation.top_k\[0\] must be at least 1, got 0"),
         ({"budget": {"generalist_share": 1.0}}, "generalist_share must be below 1, got 1.0"),
         ({"budget": {"generalist_share": -0.1}}, "generalist_share"),
         ({"budget": {"steps": 0}}, "steps must be at least 1, got 0"),

@@ -86,7 +86,7 @@ def test_whatever_one_value_of_the_configuration_is_the_checkpoint_loads_or_is_r
     [
         ("d_ff", 1 << 23, "a width of 8388608, .* cannot hold that; save the model again"),
         ("num_layers", 1 << 23, "asks for 8388608 layers"),
-        ("num_heads", "2", "num_heads input should be a valid integer, got '2'"),
+        ("num_heads", "2", "num_heads must be a valid integer, got '2'"),
         ("dropout_rate", 2.0, "dropout_rate must be below 1, got 2.0"),
         ("rope_theta", 1e-300, "rope_theta must be at least 1, got 1e-300"),
         ("layer_norm_epsilon", 1e-300, "layer_norm_epsilon must be at least 1e-30, got 1e-300"),
