@@ -201,7 +201,10 @@ def test_shards_load_and_an_index_that_leaves_the_folder_or_names_what_is_not_th
     file = sharded / "model.safetensors.index.json"
     index = json.loads(file.read_text())
     for change, message in (
-        ({"shared.weight": "../outside.safetensors"}, "names '../outside.safetensors', which is not a safetensors file beside"),
+        (
+            {"shared.weight": "../outside.safetensors"},
+            "names '../outside.safetensors', which is not a safetensors file beside",
+        ),
         ({"shared.weight": "/etc/passwd"}, "names '/etc/passwd'"),
         ({"shared.weight": "model-3.safetensors"}, "lacks model-3.safetensors; download all of it"),
     ):
