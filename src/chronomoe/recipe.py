@@ -195,7 +195,7 @@ class RunConfig:
     router_windows: int = Field(4096, ge=1)
     """Windows that the router learns from."""
     router_part: Literal["train", "validation"] = "train"
-    """Part of the series they come from; early stopping always looks at other windows of the validation part."""
+    """Part of the series they come from; with "validation" the recommendation, made on that part, favours the mixture."""
     router: RouterTrainingConfig = field(default_factory=RouterTrainingConfig)
     """How the router is trained."""
     joint: JointConfig = field(default_factory=JointConfig)

@@ -16,7 +16,7 @@ from rich.console import Console
 from chronomoe.data.domains import Domain
 from chronomoe.data.fingerprint import fingerprint
 from chronomoe.data.split import Part
-from chronomoe.data.windows import TrainingWindows
+from chronomoe.data.windows import CHOSEN_BY, TrainingWindows
 from chronomoe.evaluation.comparison import MIXTURE, Candidate
 from chronomoe.evaluation.tasks import Task, make_task
 from chronomoe.inputs import GENERALIST, Inputs
@@ -92,8 +92,7 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, command
     for place, route_name in enumerate(config.routes):
         name = MADE_BY[route_name]
         work.publish(made[name] / "model", work.root / ("moe" if place == 0 else name))
-    chosen = json.loads((evaluated / "recommendation.json").read_text())["model"]
-    work.publish((made | trained)[chosen] / "model", work.root / RECOMMENDED)
+    work.publish(evaluated / RECOMMENDED, work.root / RECOMMENDED)
     if first_process():
         for name in (*RESULTS, *ROUTE_RESULTS):
             if (evaluated / name).exists():
@@ -300,9 +299,10 @@ def evaluate(given: Inputs, trained: dict[str, Path], moe: Path | None, grown: d
     }
 
     def make(folder: Path, report: Report) -> None:
-        def tasks(domains: list[Domain], part: Part) -> dict[str, Task]:
+        def tasks(domains: list[Domain], part: Part, half: int | None = None) -> dict[str, Task]:
+            limit = options.windows_per_domain
             return {
-                domain.name: make_task(domain, given.config.windows, part=part, limit=options.windows_per_domain)
+                domain.name: make_task(domain, given.config.windows, part=part, limit=limit, half=half)
                 for domain in domains
             }
 
@@ -310,7 +310,7 @@ def evaluate(given: Inputs, trained: dict[str, Path], moe: Path | None, grown: d
             folder,
             _candidates(given, trained, moe, grown),
             tasks=tasks(given.domains, "test"),
-            validation=tasks(given.domains, "validation"),
+            validation=tasks(given.domains, "validation", CHOSEN_BY),
             held_out=tasks(given.held_out, "test"),
             horizon=given.config.windows.horizon,
             top_k=options.top_k,

@@ -23,13 +23,14 @@ from chronomoe.models.mixture.router import RoutingConfig
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.insertion import MoEEnhancedChronos2, MoEInsertionConfig
 from chronomoe.models.sparse.upcycling import upcycle
+from chronomoe.pipeline import ChronoMoEPipeline
 
 LEVELS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
 EXPERTS = ["power", "traffic", "generalist", "retail"]
 WINDOWS = WindowConfig(context_length=64, horizon=16)
 ROWS = {
     *("seasonal naive", "expert/hourly", "expert/daily", "base", "single/hourly", "single/daily", "generalist-full"),
-    *("mixture", "mixture K=1", "mixture, all experts", "simple average of experts", "oracle over experts"),
+    *("mixture", "mixture K=1", "mixture, all experts", "mixture, dynamic K", "simple average of experts", "oracle over experts"),
     *("own single", "own expert", "average single", "best single on validation", "best expert on validation"),
     "greedy portfolio",
 }
@@ -134,6 +135,17 @@ def test_a_mixture_of_fixed_size_is_that_mixture(comparison, tasks, mixture):
             alone.rows["one"].test[domain].quantile_loss, comparison.rows["mixture K=1"].test[domain].quantile_loss
         )
     assert mixture.top_k == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "top_k", "threshold"),
+    [("mixture K=1", 1, None), ("mixture, all experts", 4, None), ("mixture, dynamic K", 2, 0.8)],
+)
+def test_a_routing_that_is_a_row_can_be_deployed(comparison, mixture, tmp_path, name, top_k, threshold):
+    ChronoMoEPipeline(comparison.models[name].model).save_pretrained(tmp_path / "recommended")
+    loaded = ChronoMoEPipeline.from_pretrained(tmp_path / "recommended").model.moe.routing
+    assert (loaded.top_k, loaded.threshold) == (top_k, threshold)
+    assert (mixture.top_k, mixture.moe.routing.threshold) == (2, None)
 
 
 def test_training_counts_everything_a_row_was_made_from_once(comparison):

@@ -150,16 +150,28 @@ class TrainingWindows(Dataset[Window]):
         return cut_window(series, cutoff, context_length=length, horizon=self.config.horizon, index=index)
 
 
-class EvaluationWindows(Dataset[Window]):
-    """Windows at regular cutoffs of one part of one domain, a horizon apart; at most ``limit``, evenly spread."""
+WATCHED, CHOSEN_BY = 0, 1
+"""Halves of the validation windows: what training looks at (early stopping, shares of steps, layers kept, experts
+selected), and what finished models are chosen by, which is fair only where no model has seen them."""
 
-    def __init__(self, domain: Domain, config: WindowConfig, *, part: Part, limit: int | None = None) -> None:
+
+class EvaluationWindows(Dataset[Window]):
+    """Windows at regular cutoffs of one part of one domain, a horizon apart; at most ``limit``, evenly spread.
+
+    ``half`` keeps every other one, from the first or from the second; a single window is in both halves.
+    """
+
+    def __init__(
+        self, domain: Domain, config: WindowConfig, *, part: Part, limit: int | None = None, half: int | None = None
+    ) -> None:
         self.domain, self.config = domain, config
         places = [
             (int(index), cutoff)
             for index, first, last in zip(*_spans(domain, part, config), strict=True)
             for cutoff in range(int(first), int(last) + 1, config.horizon)
         ]
+        if half is not None and len(places) > 1:
+            places = places[half::2]
         if limit is not None and len(places) > limit:
             places = [places[index] for index in np.linspace(0, len(places) - 1, limit).round().astype(int)]
         self.places = places

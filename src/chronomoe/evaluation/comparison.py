@@ -40,6 +40,8 @@ Forecast = Float[np.ndarray, "row quantile horizon"]
 MIXTURE, NAIVE, ORACLE = "mixture", "seasonal naive", "oracle over experts"
 OWN_SINGLE, OWN_EXPERT = "own single", "own expert"
 BEST_SINGLE, BEST_EXPERT, PORTFOLIO = "best single on validation", "best expert on validation", "greedy portfolio"
+DYNAMIC = 0.8
+"""Threshold of a row with dynamic K beside a mixture whose K is fixed."""
 AVERAGE_SINGLE, AVERAGE_EXPERT, SIMPLE_AVERAGE = "average single", "average expert", "simple average of experts"
 
 
@@ -87,6 +89,8 @@ class Comparison:
     """Test windows by domain."""
     levels: Sequence[float]
     """Quantile levels of the forecasts."""
+    models: Mapping[str, Candidate] = field(default_factory=dict)
+    """The candidates, and the mixture with other routings: every row that is one checkpoint."""
     rows: dict[str, Row] = field(default_factory=dict)
     """By name."""
     forecasts: dict[str, dict[str, Forecast]] = field(default_factory=dict)
@@ -160,46 +164,44 @@ def compare_models(
         drawn: rows whose test forecasts are kept.
         progress: told how many domains are done.
     """
-    variants = _variants(candidates, top_k)
-    comparison = Comparison(candidates, tasks, levels)
+    comparison = Comparison(candidates, tasks, levels, _with_routings(candidates, top_k))
     for place, (domain, task) in enumerate(tasks.items()):
         parts: dict[Part, Task] = {"test": task}
         if validation is not None:
             parts["validation"] = validation[domain]
         forecasts: dict[Part, dict[str, Forecast]] = {
-            part: {name: forecast(one.model, of) for name, one in variants.items()} for part, of in parts.items()
+            part: {name: forecast(one.model, of) for name, one in comparison.models.items()}
+            for part, of in parts.items()
         }
-        _score_domain(comparison, variants, parts, forecasts, domain)
+        _score_domain(comparison, parts, forecasts, domain)
         for name in drawn:
             comparison.forecasts.setdefault(name, {})[domain] = forecasts["test"][name]
         progress(place + 1, len(tasks))
     return comparison
 
 
-def _variants(candidates: Mapping[str, Candidate], top_k: Sequence[int]) -> dict[str, Candidate]:
-    """Add the mixture under fixed numbers of experts, and with equal gates."""
+def _with_routings(candidates: Mapping[str, Candidate], top_k: Sequence[int]) -> dict[str, Candidate]:
+    """Add the mixture with fixed numbers of experts, with a dynamic one, and with equal gates."""
     found = dict(candidates)
     mixture = candidates.get(MIXTURE)
     if mixture is None or not isinstance(mixture.model, DistilledMoE):
         return found
     own, num_experts = mixture.model.moe.routing, len(mixture.model.experts)
-    for count in sorted({*(k for k in top_k if k < num_experts), num_experts}):
-        fixed = replace(own, top_k=count, threshold=None)
-        name = f"mixture K={count}" if count < num_experts else "mixture, all experts"
-        if fixed != own:
-            found[name] = replace(mixture, model=rerouted(mixture.model, fixed), needs=(MIXTURE,))
+    routings = {f"mixture K={k}": replace(own, top_k=k, threshold=None) for k in sorted(set(top_k)) if k < num_experts}
+    routings["mixture, all experts"] = replace(own, top_k=num_experts, threshold=None)
+    if own.threshold is None:
+        routings["mixture, dynamic K"] = replace(own, threshold=DYNAMIC)
+    for name, routing in routings.items():
+        if routing != own:
+            found[name] = replace(mixture, model=rerouted(mixture.model, routing), needs=(MIXTURE,))
     found[SIMPLE_AVERAGE] = replace(mixture, kind="average", model=equal_average(mixture.model), needs=(MIXTURE,))
     return found
 
 
 def _score_domain(
-    comparison: Comparison,
-    models: Mapping[str, Candidate],
-    parts: Mapping[Part, Task],
-    forecasts: Mapping[Part, dict[str, Forecast]],
-    domain: str,
+    comparison: Comparison, parts: Mapping[Part, Task], forecasts: Mapping[Part, dict[str, Forecast]], domain: str
 ) -> None:
-    levels = list(comparison.levels)
+    models, levels = comparison.models, list(comparison.levels)
     scores = {
         part: {name: score(task, forecasts[part][name], levels=levels) for name in models}
         for part, task in parts.items()

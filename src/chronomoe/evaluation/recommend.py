@@ -8,8 +8,6 @@ import numpy as np
 from chronomoe.evaluation.comparison import NAIVE, Row
 from chronomoe.evaluation.metrics import bootstrap_relative, relative, relative_draws
 
-DEPLOYABLE = ("mixture", "upcycled", "expanded", "generalist", "student")
-"""Kinds of rows that are one checkpoint, which needs to know nothing of a series but its values."""
 METRIC = "WQL"
 RULE = "the cheapest model whose validation error is within one standard error of the best model's"
 
@@ -20,8 +18,7 @@ def recommend(
     """Name the checkpoint to deploy, by the one-standard-error rule (Breiman et al., 1984, section 3.4.3).
 
     The standard error is that of the ratio to the best model's error, by the paired bootstrap that every interval here
-    comes from. The mixture's router, and no other model, stopped training by a part of the same windows, so its error
-    is a little too kind.
+    comes from. Training looked at other windows of the validation part (:data:`chronomoe.data.windows.WATCHED`).
 
     Args:
         rows: with validation scores.

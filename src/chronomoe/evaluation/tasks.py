@@ -41,13 +41,22 @@ class Task:
         return int(self.target.shape[1])
 
 
-def make_task(domain: Domain, config: WindowConfig, *, part: Part = "test", limit: int | None = None) -> Task:
+def make_task(
+    domain: Domain,
+    config: WindowConfig,
+    *,
+    part: Part = "test",
+    limit: int | None = None,
+    half: int | None = None,
+) -> Task:
     """Cut the windows of a part of a domain, less those in which nothing was observed before or after the cutoff.
+
+    Where a ``half`` of them holds nothing observed, all are taken.
 
     Raises:
         InputError: no series is long enough, or nothing was observed in any window.
     """
-    found = EvaluationWindows(domain, config, part=part, limit=limit)
+    found = EvaluationWindows(domain, config, part=part, limit=limit, half=half)
     windows: list[Window] = []
     places: list[tuple[int, int]] = []
     target, scale, series, owner = [], [], [], []
@@ -63,6 +72,8 @@ def make_task(domain: Domain, config: WindowConfig, *, part: Part = "test", limi
             owner.append(len(windows))
         windows.append(window)
         places.append((place, cutoff))
+    if not windows and half is not None:
+        return make_task(domain, config, part=part, limit=limit)
     if not windows:
         raise InputError(
             f"no {part} window of domain {domain.name!r} has observed values both before and after its cutoff; "

@@ -31,7 +31,7 @@ from chronomoe.evaluation.cost import compare, cost_records
 from chronomoe.evaluation.examples import drawn_forecasts
 from chronomoe.evaluation.held_out import compare_unseen
 from chronomoe.evaluation.inside import look_inside
-from chronomoe.evaluation.recommend import DEPLOYABLE, recommend
+from chronomoe.evaluation.recommend import recommend
 from chronomoe.evaluation.routing import confidence_bins, routing_summary
 from chronomoe.evaluation.tasks import Task, make_task
 from chronomoe.models.mixture.mixture import DistilledMoE
@@ -60,8 +60,8 @@ def evaluate_run(
 ) -> None:
     """Write evaluation.jsonl, intervals.json, speed.json, efficiency.json, recommendation.json and forecasts.json.
 
-    Also routing.json where there is a mixture, moe.json where a model has MoE layers, and held_out.jsonl where there
-    are held-out domains.
+    Also recommended/, the checkpoint to deploy; routing.json where there is a mixture, moe.json where a model has MoE
+    layers, and held_out.jsonl where there are held-out domains.
 
     Args:
         folder: of the stage.
@@ -89,7 +89,7 @@ def evaluate_run(
 
     context = timing_context(tasks)
     timed: dict[str, nn.Module] = {UPSTREAM: _upstream(candidates[TEACHER].model)}
-    timed |= {name: one.model for name, one in candidates.items() if one.kind in (*DEPLOYABLE, "teacher")}
+    timed |= {name: one.model for name, one in comparison.models.items() if one.kind not in ("single", "expert")}
     singles = [one.model for one in candidates.values() if one.kind == "single"]
     timed |= dict([(OWN_SINGLE, model) for model in singles[:1]])
     measured = compare(timed, context, horizon=horizon, repeats=repeats)
@@ -98,8 +98,10 @@ def evaluate_run(
 
     write_json(folder / "intervals.json", claims(comparison, unseen, costs, main, draws=draws, seed=seed))
     write_json(folder / "speed.json", [speed_claim(main[0], measured, UPSTREAM, draws=draws, seed=seed)])
-    deployable = [name for name, one in candidates.items() if one.kind in DEPLOYABLE]
-    write_json(folder / "recommendation.json", recommend(comparison.rows, costs, deployable, draws=draws, seed=seed))
+    deployable = [name for name, one in comparison.models.items() if one.kind != "teacher"]
+    advice = recommend(comparison.rows, costs, deployable, draws=draws, seed=seed)
+    write_json(folder / "recommendation.json", advice)
+    ChronoMoEPipeline(comparison.models[advice["model"]].model).save_pretrained(folder / "recommended")
     model = candidates[MIXTURE].model if MIXTURE in candidates else None
     if isinstance(model, DistilledMoE):
         row = comparison.rows[MIXTURE]

@@ -11,7 +11,7 @@ from rich.console import Console
 from chronomoe.data.domains import Domain
 from chronomoe.data.fingerprint import fingerprint
 from chronomoe.data.soft_targets import SoftTargetStore, revision
-from chronomoe.data.windows import EvaluationWindows, JoinedWindows, TrainingWindows, WindowConfig
+from chronomoe.data.windows import WATCHED, EvaluationWindows, JoinedWindows, TrainingWindows, WindowConfig
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.mixture.mixture import DistilledMoE
@@ -53,11 +53,11 @@ class Material(NamedTuple):
 
 
 def validation_windows(domains: Sequence[Domain], windows: WindowConfig) -> dict[str, EvaluationWindows]:
-    """Return the validation windows of each domain that has any, by name."""
+    """Return the validation windows that training looks at, of each domain that has any, by name."""
     found = {}
     for domain in domains:
         try:
-            found[domain.name] = EvaluationWindows(domain, windows, part="validation", limit=VALIDATION_LIMIT)
+            found[domain.name] = EvaluationWindows(domain, windows, part="validation", limit=VALIDATION_LIMIT, half=WATCHED)
         except InputError:  # a cluster may hold a few series of a domain that are too short
             if len(domains) == 1:
                 raise
