@@ -17,6 +17,7 @@ from chronomoe.run import run
 LAYERS = {"num_experts": 4, "top_k": 2, "granularity": 2, "noise": 0.1}
 ROUTES = {
     "routes": ["upcycle", "expand"],
+    "moe": {"routing": {"threshold": None}},  # a student of that active compute has two layers
     "upcycling": {"teacher_share": 0.2, "dense_share": 0.4, "layers": LAYERS},
     "expanding": {"probe_steps": 1, "max_layers": 1, "base_share": 0.6},
 }

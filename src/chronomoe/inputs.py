@@ -36,8 +36,9 @@ class Inputs:
         InputError: the recipe, the data, the teacher or the output folder break a rule.
     """
 
-    def __init__(self, config: RunConfig, out: Path, *, console: Console | None = None) -> None:
-        check_folder(out)
+    def __init__(self, config: RunConfig, out: Path | None, *, console: Console | None = None) -> None:
+        if out is not None:
+            check_folder(out)
         self.device = choose_device(config.device)
         self.config, self._out, self._console = config, out, console
         self.domains = [load(domain) for domain in config.domains]
@@ -77,6 +78,8 @@ class Inputs:
     @functools.cached_property
     def work(self) -> Workspace:
         """The output folder, which is made when the first stage needs it."""
+        if self._out is None:
+            raise InputError("a run needs a folder to write to, got none; pass out")
         return Workspace(self._out, console=self._console)
 
     @functools.cached_property

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import shlex
 import sys
 import warnings
 from contextlib import ExitStack, redirect_stdout
@@ -16,8 +15,9 @@ from typer.core import TyperCommand
 
 from chronomoe import __version__
 from chronomoe.cli import options as opt
+from chronomoe.cli.recipes import plan, run
 from chronomoe.cli.sparse import expand, upcycle
-from chronomoe.cli.tables import print_records, print_summary
+from chronomoe.cli.tables import print_records
 from chronomoe.cli.threads import limit_threads
 from chronomoe.errors import InputError
 
@@ -77,42 +77,8 @@ def options(
     """
 
 
-@command()
-def run(
-    recipe: Annotated[str, typer.Argument(help="Name of a recipe, such as demo, or a YAML file with the same fields.")],
-    out: opt.Out,
-    teacher: Annotated[
-        str | None, typer.Option(help="Teacher to use instead of the recipe's. " + opt.MODEL_HELP)
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps instead of the recipe's.")] = None,
-    device: Annotated[str | None, typer.Option(help="Device instead of the recipe's: " + opt.DEVICE_HELP)] = None,
-) -> None:
-    """Distil experts, train the router, evaluate, and write a report.
-
-    Writes report.html, report.md, evaluation.jsonl, config.yaml, the checkpoint
-    moe/ and recommended/, the one to deploy. After an interruption the same
-    command continues and skips finished stages. A recipe of your own has the
-    fields of config.yaml; what it leaves out keeps its default.
-
-    Example: chronomoe run demo --out runs/demo
-
-    Common errors: an unknown recipe or key (the message lists those that
-    exist), series too short for context and horizon, and an output folder that
-    holds something else.
-    """
-    from chronomoe.checkpoints.writing import check_parent
-    from chronomoe.recipe import load_recipe
-    from chronomoe.run import run as run_recipe
-
-    check_parent(out)
-    config = load_recipe(recipe)
-    given = {"teacher": teacher, "device": device}
-    config = replace(config, **{name: value for name, value in given.items() if value is not None})
-    if steps is not None:
-        config = replace(config, budget=replace(config.budget, steps=steps))
-    report = run_recipe(config, out, command=shlex.join(["chronomoe", *sys.argv[1:]]))
-    print_summary(out)
-    print(f"report: {report}")
+command()(run)
+command()(plan)
 
 
 @command()

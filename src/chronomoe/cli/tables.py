@@ -10,11 +10,25 @@ from rich.table import Table
 
 def print_summary(folder: Path) -> None:
     """Print the table of a run, without the rows of single experts, and what it recommends."""
-    from chronomoe.report.page import SPECIALISTS, recommendation
+    from chronomoe.report.page import recommendation
+    from chronomoe.report.sections import SPECIALISTS
 
     records = [json.loads(line) for line in (folder / "evaluation.jsonl").read_text().splitlines()]
     print_records([record for record in records if record["kind"] not in SPECIALISTS])
     print(recommendation(folder) or "")
+
+
+def print_plan(found: Any) -> None:
+    """Print the stages of a plan, and what they take together."""
+    table = Table(title="Planned stages")
+    for heading in ("stage", "parameters", "steps", "forecasts", "time", "disk", "memory"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
+    for stage in found.stages:
+        counts = (f"{count:,}" if count else "" for count in (stage.parameters, stage.steps, stage.windows))
+        sizes = (f"{size / 1e6:,.1f} MB" for size in (stage.disk, stage.memory))
+        table.add_row(stage.stage, *counts, f"{stage.seconds:,.1f} s", *sizes)
+    Console().print(table)
+    print(found.words())
 
 
 def print_records(records: list[dict[str, Any]]) -> None:

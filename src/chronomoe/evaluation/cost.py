@@ -6,8 +6,7 @@ mean much: it runs the models in turns, so that whatever slows the machine slows
 
 import time
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -69,19 +68,20 @@ def compare(
             raise InputError(f"{name} must be at least 1, got {value}")
     alone: dict[str, list[float]] = {name: [] for name in models}
     batch: dict[str, list[float]] = {name: [] for name in models}
-    with _evaluating(models):
-        for model in models.values():
-            for rows in (1, len(context)):
-                for _ in range(WARM_UP):
-                    _timed_forecast(model, context[:rows], horizon=horizon)
-        for index in range(repeats):
-            turns = list(models.items())[:: 1 if index % 2 == 0 else -1]
-            for name, model in turns:
-                row = index % len(context)
-                alone[name].append(_timed_forecast(model, context[row : row + 1], horizon=horizon))
-                if index % ROUNDS_PER_BATCH == 0:
-                    batch[name].append(_timed_forecast(model, context, horizon=horizon))
-        memory = {name: peak_bytes(model, context, horizon=horizon) for name, model in models.items()}
+    training = {name: model.training for name, model in models.items()}
+    for model in models.values():
+        model.eval()
+        for rows in (1, len(context)) * WARM_UP:
+            _timed_forecast(model, context[:rows], horizon=horizon)
+    for index in range(repeats):
+        row = index % len(context)
+        for name, model in list(models.items())[:: 1 if index % 2 == 0 else -1]:
+            alone[name].append(_timed_forecast(model, context[row : row + 1], horizon=horizon))
+            if index % ROUNDS_PER_BATCH == 0:
+                batch[name].append(_timed_forecast(model, context, horizon=horizon))
+    memory = {name: peak_bytes(model, context, horizon=horizon) for name, model in models.items()}
+    for name, model in models.items():
+        model.train(training[name])
     return {
         name: Efficiency(
             parameters=count_parameters(model),
@@ -181,9 +181,15 @@ def peak_bytes(model: nn.Module, context: Float[Tensor, "batch time"], *, horizo
         before = torch.cuda.memory_allocated(device)
         _timed_forecast(model, context, horizon=horizon)
         return weight_bytes(model) + int(torch.cuda.max_memory_allocated(device) - before)
-    with torch.no_grad(), _LiveTensors() as live:
-        _forecast(model, context, horizon=horizon)
-    return weight_bytes(model) + int(live.peak)
+    with torch.no_grad():
+        return weight_bytes(model) + live_bytes(lambda: _forecast(model, context, horizon=horizon))
+
+
+def live_bytes(call: Callable[[], None]) -> int:
+    """Return the most that tensors made in a call take at once."""
+    with _LiveTensors() as live:
+        call()
+    return int(live.peak)
 
 
 class _LiveTensors(TorchDispatchMode):
@@ -243,15 +249,3 @@ def _timed_forecast(model: nn.Module, context: Float[Tensor, "batch time"], *, h
         start = time.perf_counter()
         _forecast(model, context, horizon=horizon)
         return time.perf_counter() - start
-
-
-@contextmanager
-def _evaluating(models: Mapping[str, nn.Module]) -> Iterator[None]:
-    training = {name: model.training for name, model in models.items()}
-    for model in models.values():
-        model.eval()
-    try:
-        yield
-    finally:
-        for name, model in models.items():
-            model.train(training[name])
