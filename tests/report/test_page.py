@@ -9,6 +9,7 @@ from chronomoe.errors import InputError
 from chronomoe.evaluation.comparison import KINDS
 from chronomoe.report.claims import Claim
 from chronomoe.report.page import markdown_cell, write_report
+from chronomoe.report.words import when_another
 from report_reader import load, load_lines, read, results_of, write, write_lines
 
 SECTIONS = ["claims", "recommendation", "scatter", "overall", "domains", "routing", "forecasts", "curves", "cost"]
@@ -85,7 +86,8 @@ def test_the_recommendation_names_the_checkpoint_and_how_sure_it_is(run_folder):
     text = html.unescape(write_report(run_folder).read_text())
     assert f"Deploy {found['model']}: it is the cheapest model whose validation error is within" in text
     assert f"In {found['sure']:.0%} of bootstrap draws" in text
-    assert text.count('class="ring"') == 2  # against operations and against latency
+    timed = {cost["model"] for cost in load(run_folder / "efficiency.json") if "latency_p50_ms" in cost}
+    assert text.count('class="ring"') == 1 + (found["model"] in timed)  # against operations and against latency
     assert f"Deploy {found['model']}" in (run_folder / "report.md").read_text()
 
 
@@ -99,10 +101,10 @@ def test_unseen_domains_have_a_section_of_their_own(run_folder):
     assert "## Unseen domains" in (run_folder / "report.md").read_text()
 
 
-def test_the_worst_forecasts_are_shown_and_say_so(run_folder):
+def test_the_best_and_the_worst_forecasts_are_shown_and_say_so(run_folder):
     text = write_report(run_folder).read_text()
-    assert text.count('<svg class="forecast"') == 6  # two places and the worst of two domains
-    assert text.count(">Worst</span>") == 2
+    assert text.count('<svg class="forecast"') == 8 + 1  # two places, best and worst of two domains; confidence
+    assert text.count(">Worst</span>") == text.count(">Best</span>") == 2
 
 
 def test_without_a_mixture_the_headline_is_about_the_next_route(grown_folder):
@@ -269,3 +271,53 @@ def test_an_unknown_kind_is_refused_with_the_nearest(run_folder):
     write_lines(run_folder / "evaluation.jsonl", [*load_lines(run_folder / "evaluation.jsonl"), record])
     with pytest.raises(InputError, match="Did you mean 'expert'"):
         write_report(run_folder)
+
+
+def claim(against, low, high, *, unseen=False):
+    """A claim of WQL about a mixture."""
+    given = {"claim": "", "metric": "WQL", "model": "mixture", "against": against, "unseen": unseen}
+    return Claim(**given, ratio=(low + high) / 2, low=low, high=high)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (claim("own single", 0.9, 0.95), "Here the mixture is more accurate (ratio of WQL 0.925 (0.900 to 0.950))."),
+        (claim("own single", 1.01, 1.05), "Here the mixture is less accurate"),
+        (
+            claim("generalist-full", 0.98, 1.02),
+            "generalist-full and the mixture tie at home: take the cheaper, generalist",
+        ),
+        (
+            claim("generalist-full", 1.01, 1.02),
+            "generalist-full is more accurate than the mixture at home: take it there",
+        ),
+        (claim("generalist-wide", 0.9, 0.99, unseen=True), "mixture is more accurate than generalist-wide on unseen"),
+        (claim("teacher", 1.1, 1.2, unseen=True), "The teacher is more accurate on unseen domains: keep it where"),
+    ],
+)
+def test_the_report_says_when_to_take_another_model(found, words):
+    costs = [{"model": "generalist-full", "flops": 1.0}, {"model": "generalist-wide", "flops": 3.0}]
+    (said,) = when_another([found], [*costs, {"model": "mixture", "flops": 2.0}])
+    assert words in said
+
+
+def test_a_teacher_that_is_beaten_needs_no_word():
+    assert when_another([claim("teacher", 0.8, 0.9)], []) == []
+
+
+def test_confidence_is_drawn_beside_its_table(run_folder):
+    text = write_report(run_folder).read_text()
+    section = text[text.index('id="routing"') : text.index('id="forecasts"')]
+    assert section.count('aria-label="error by confidence of the router"') == 1
+
+
+def test_classical_models_have_a_table_of_their_own(run_folder):
+    assert "Classical models" not in write_report(run_folder).read_text()
+    records = load_lines(run_folder / "evaluation.jsonl")
+    ours = [record for record in records if record["model"] == "teacher"]
+    write_lines(run_folder / "sample.jsonl", [r | {"model": "AutoETS", "kind": "external"} for r in ours] + ours)
+    costs = load(run_folder / "efficiency.json")
+    write(run_folder / "efficiency.json", [*costs, {"model": "AutoETS", "kind": "external", "window_ms": 1583.1}])
+    table = next(table for table in read(write_report(run_folder)).tables if "ms a window" in table[0])
+    assert [row[:2] for row in table[1:]] == [["teacher", "–"], ["AutoETSexternal", "1,583.1"]]

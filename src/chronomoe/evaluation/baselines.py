@@ -27,14 +27,9 @@ def seasonal_naive(task: Task, *, levels: Sequence[float]) -> Float[np.ndarray, 
     """
     season, horizon = task.domain.seasonality, task.horizon
     normal = np.array([NormalDist().inv_cdf(level) for level in levels])[:, None]
-    seen_rows: dict[int, int] = {}
-    rows = []
-    for window in task.window:
-        place = seen_rows.get(int(window), 0)
-        seen_rows[int(window)] = place + 1
-        past = task.windows[window].context[place].astype(np.float64)
+    rows, ahead = [], np.arange(horizon)
+    for past in (context.astype(np.float64) for context in task.contexts):
         last = last_season(past, season)
-        ahead = np.arange(horizon)
         gap = past[season:] - past[:-season] if len(past) > season else np.diff(past)
         spread = np.nanstd(gap) if np.isfinite(gap).any() else 0.0
         rows.append(last[ahead % season][None] + normal * spread * np.sqrt(ahead // season + 1)[None])
@@ -42,7 +37,7 @@ def seasonal_naive(task: Task, *, levels: Sequence[float]) -> Float[np.ndarray, 
 
 
 def last_season(past: Float[np.ndarray, " time"], season: int) -> Float[np.ndarray, " season"]:
-    """Return the last season; a missing value falls back to the season before, then to the last value."""
+    """Return the last season of a series; a missing value falls back a season, then to the last value."""
     seen = past[np.isfinite(past)]
     latest = seen[-1] if len(seen) else 0.0
     padded = np.concatenate([np.full(-len(past) % season, np.nan), past]).reshape(-1, season)

@@ -16,7 +16,7 @@ from chronomoe.evaluation.comparison import (
     Row,
 )
 from chronomoe.evaluation.cost import Efficiency
-from chronomoe.evaluation.metrics import bootstrap_relative
+from chronomoe.evaluation.metrics import Interval, bootstrap_relative, percentiles
 
 METRICS = ("WQL", "MAE")
 """Errors that every claim is made for."""
@@ -28,7 +28,7 @@ SPEED, SPEED_TARGET = "throughput", 18.0
 class _Rival(NamedTuple):
     name: str
     says: str
-    target: float | None
+    target: float | None = None
 
 
 def claims(
@@ -42,32 +42,22 @@ def claims(
 ) -> list[dict[str, Any]]:
     """Return the claims about some rows: at home, against what a user would have otherwise, then on unseen domains."""
     flops = {cost["model"]: cost["flops"] for cost in costs}
+    unseen = {} if held_out is None else held_out.rows
     found = []
     for name in names:
-        for rows, rivals in (
-            (comparison.rows, _at_home(name, comparison.rows, flops)),
-            ({} if held_out is None else held_out.rows, _unseen(name)),
-        ):
-            for rival in rivals:
-                if name not in rows or rival.name not in rows:
-                    continue
-                for metric in METRICS:
-                    test = (rows[name].test, rows[rival.name].test)
-                    ratio, low, high = bootstrap_relative(*test, metric, draws=draws, seed=seed)
-                    found.append(
-                        {
-                            "claim": f"{name} against {rival.says}{_times(flops, rival.name, name)}",
-                            "model": name,
-                            "against": rival.name,
-                            "unseen": rows is not comparison.rows,
-                            "metric": metric,
-                            "ratio": ratio,
-                            "low": low,
-                            "high": high,
-                            "target": None if rival.target is None else f"at most {rival.target:.2f}",
-                            "target_ratio": rival.target,
-                        }
-                    )
+        at_home = [(comparison.rows, rival) for rival in _at_home(name, comparison.rows, flops)]
+        for rows, rival in [*at_home, *((unseen, rival) for rival in UNSEEN)]:
+            if name not in rows or rival.name not in rows:
+                continue
+            away = ", unseen domains" if rows is unseen else ""
+            says = f"{name} against {rival.says}{away}{_times(flops, rival.name, name)}"
+            target = "" if rival.target is None else f"at most {rival.target:.2f}"
+            for metric in METRICS:
+                test = (rows[name].test, rows[rival.name].test)
+                interval = bootstrap_relative(*test, metric, draws=draws, seed=seed)
+                found.append(
+                    _claim(says, name, rival.name, metric, interval, target, rival.target) | {"unseen": rows is unseen}
+                )
     return found
 
 
@@ -78,20 +68,17 @@ def speed_claim(
     times = [np.array(measured[one].batch_seconds) for one in (teacher, name)]
     rounds = np.random.default_rng(seed).integers(len(times[0]), size=(draws, len(times[0])))
     slow, fast = (np.median(one[rounds], axis=1) for one in times)
-    low, high = np.quantile(slow / fast, [0.025, 0.975])
-    full = measured[teacher].parameters >= FULL_SIZE
-    return {
-        "claim": f"{name} against {teacher}, same machine, batches of {measured[name].batch_size}",
-        "model": name,
-        "against": teacher,
-        "unseen": False,
-        "metric": SPEED,
-        "ratio": float(np.median(times[0]) / np.median(times[1])),
-        "low": float(low),
-        "high": float(high),
-        "target": f"at least {SPEED_TARGET:g}×" if full else None,
-        "target_ratio": SPEED_TARGET if full else None,
-    }
+    interval = Interval(float(np.median(times[0]) / np.median(times[1])), *percentiles(slow / fast))
+    target = SPEED_TARGET if measured[teacher].parameters >= FULL_SIZE else None
+    says = f"{name} against {teacher}, same machine, batches of {measured[name].batch_size}"
+    return _claim(says, name, teacher, SPEED, interval, f"at least {SPEED_TARGET:g}×" if target else "", target)
+
+
+def _claim(
+    says: str, name: str, rival: str, metric: str, interval: Interval, target: str, target_ratio: float | None
+) -> dict[str, Any]:
+    claim = {"claim": says, "model": name, "against": rival, "unseen": False, "metric": metric}
+    return claim | interval._asdict() | {"target": target or None, "target_ratio": target_ratio}
 
 
 def equal_generalist(name: str, rows: Mapping[str, Row], flops: Mapping[str, float]) -> str | None:
@@ -107,30 +94,26 @@ def _times(flops: Mapping[str, float], rival: str, name: str) -> str:
 
 
 def _at_home(name: str, rows: Mapping[str, Row], flops: Mapping[str, float]) -> list[_Rival]:
-    equal = equal_generalist(name, rows, flops)
-    rivals = []
-    if name == MIXTURE:
-        rivals += [
-            _Rival(OWN_SINGLE, "each domain's own single", 0.98),
-            _Rival(OWN_EXPERT, "each domain's own expert, looked up by name", None),
-        ]
-    for other, row in rows.items():
-        if row.kind == "generalist" and other != "generalist-base":
-            target = (0.95 if name == MIXTURE else 1.0) if other == equal else 1.0
-            rivals.append(_Rival(other, other, target))
-    if name == "expanded":
-        rivals.append(_Rival("generalist-base", "generalist-base, which it grew from", 1.0))
-    if name == MIXTURE:
-        rivals.append(_Rival(SIMPLE_AVERAGE, "the simple average of all its experts", 0.95))
-    return [*rivals, _Rival("teacher", "the teacher", None)]
-
-
-def _unseen(name: str) -> list[_Rival]:
-    rivals = [
-        _Rival(AVERAGE_SINGLE, "the average single", 0.9),
-        _Rival(AVERAGE_EXPERT, "the average branched expert", None),
-        _Rival("generalist-full", "generalist-full", 1.0),
-        _Rival("generalist-wide", "generalist-wide", 1.0),
-        _Rival("teacher", "the teacher", 1.03),
+    mixture, equal = name == MIXTURE, equal_generalist(name, rows, flops)
+    own = [
+        _Rival(OWN_SINGLE, "each domain's own single", 0.98),
+        _Rival(OWN_EXPERT, "each domain's own expert, looked up by name"),
     ]
-    return [rival._replace(says=f"{rival.says}, unseen domains") for rival in rivals]
+    generalists = [
+        _Rival(other, other, 0.95 if mixture and other == equal else 1.0)
+        for other, row in rows.items()
+        if row.kind == "generalist" and other != "generalist-base"
+    ]
+    base = [_Rival("generalist-base", "generalist-base, which it grew from", 1.0)] if name == "expanded" else []
+    average = [_Rival(SIMPLE_AVERAGE, "the simple average of all its experts", 0.95)] if mixture else []
+    return [*(own if mixture else ()), *generalists, *base, *average, _Rival("teacher", "the teacher")]
+
+
+UNSEEN = (
+    _Rival(AVERAGE_SINGLE, "the average single", 0.9),
+    _Rival(AVERAGE_EXPERT, "the average branched expert"),
+    _Rival("generalist-full", "generalist-full", 1.0),
+    _Rival("generalist-wide", "generalist-wide", 1.0),
+    _Rival("teacher", "the teacher", 1.03),
+)
+"""What a user of a domain that nobody trained on would have otherwise."""

@@ -1,4 +1,4 @@
-"""Windows to draw: some at fixed places of each domain, and the one that went worst."""
+"""Windows to draw: some at fixed places of each domain, and those that went best and worst."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ def drawn_forecasts(comparison: Comparison, main: str, *, places: Sequence[float
     """Return windows with the forecasts that a comparison kept of them.
 
     Args:
-        comparison: with forecasts of ``main``, whose largest SQL of each domain is drawn as its worst.
+        comparison: with forecasts of ``main``, whose smallest and largest SQL of each domain are drawn too.
         main: a row.
         places: shares of the way through each task's rows.
     """
@@ -28,13 +28,12 @@ def drawn_forecasts(comparison: Comparison, main: str, *, places: Sequence[float
             scaled = scores.scaled_quantile_loss / scores.scaled_observed
         picked = [("", int(place * (len(task.target) - 1))) for place in places]
         if np.isfinite(scaled).any():
-            picked.append(("worst", int(np.nanargmax(scaled))))
+            picked += [("best", int(np.nanargmin(scaled))), ("worst", int(np.nanargmax(scaled)))]
         for why, row in picked:
             owner = int(task.window[row])
             place, cutoff = task.places[owner]
             source = task.domain.series[place]
-            variate = int(row - np.flatnonzero(task.window == owner)[0])
-            context = task.windows[owner].context[variate][-4 * task.horizon :]
+            context = task.contexts[row][-4 * task.horizon :]
             times = source.timestamps()
             drawn.append(
                 {

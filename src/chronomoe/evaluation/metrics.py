@@ -154,10 +154,11 @@ def aggregate(scores: WindowScores) -> dict[str, float]:
     the same for MAE, MSE and MASE when each has as many observed steps, a different weighting for WQL. fev has no
     ``coverage80`` and no ``bias``.
     """
-    return {
-        name: float(_divide(getattr(scores, top).sum(), getattr(scores, bottom).sum()))
-        for name, (top, bottom) in METRICS.items()
-    }
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {
+            name: float(getattr(scores, top).sum() / getattr(scores, bottom).sum())
+            for name, (top, bottom) in METRICS.items()
+        }
 
 
 def geometric_mean(values: Iterable[float]) -> float:
@@ -172,9 +173,8 @@ def geometric_mean(values: Iterable[float]) -> float:
 def relative(model: Mapping[str, WindowScores], reference: Mapping[str, WindowScores], metric: str) -> float:
     """Geometric mean over domains of a metric of ``model`` divided by that of ``reference``, on the same windows."""
     top = _paired(model, reference, metric)
-    return geometric_mean(
-        _divide(getattr(model[name], top).sum(), getattr(reference[name], top).sum()) for name in model
-    )
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return geometric_mean(getattr(model[name], top).sum() / getattr(reference[name], top).sum() for name in model)
 
 
 def bootstrap_relative(
@@ -187,12 +187,16 @@ def bootstrap_relative(
     seed: int,
 ) -> Interval:
     """Percentile interval of :func:`relative`, from :func:`relative_draws`."""
+    ratio = relative_draws(model, reference, metric, draws=draws, seed=seed)
+    return Interval(relative(model, reference, metric), *percentiles(ratio, confidence=confidence))
+
+
+def percentiles(draws: Float[np.ndarray, " draw"], *, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the bounds that leave equal shares of the draws outside."""
     if not 0 < confidence < 1:
         raise InputError(f"confidence must be between 0 and 1, got {confidence}")
-    outside = (1 - confidence) / 2
-    ratio = relative_draws(model, reference, metric, draws=draws, seed=seed)
-    low, high = np.quantile(ratio, [outside, 1 - outside])
-    return Interval(relative(model, reference, metric), float(low), float(high))
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def relative_draws(
@@ -258,8 +262,3 @@ def _paired(model: Mapping[str, WindowScores], reference: Mapping[str, WindowSco
                     f"domain {name!r}; score both in one pass"
                 )
     return METRICS[metric][0]
-
-
-def _divide(top: float, bottom: float) -> float:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.float64(top) / np.float64(bottom))

@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from chronomoe.evaluation.comparison import NAIVE, Row
-from chronomoe.evaluation.metrics import bootstrap_relative, relative, relative_draws
+from chronomoe.evaluation.metrics import bootstrap_relative, percentiles, relative, relative_draws
 
 METRIC = "WQL"
 RULE = "the cheapest model whose validation error is within one standard error of the best model's"
@@ -57,8 +55,7 @@ def recommend(
             },
             "flops": flops[name],
             "ratio": ratio[name],
-            "low": float(np.quantile(ratios[name], 0.025)),
-            "high": float(np.quantile(ratios[name], 0.975)),
+            **dict(zip(("low", "high"), percentiles(ratios[name]), strict=True)),
             "near": name in near,
         }
         for name in sorted(names, key=lambda name: error[name])

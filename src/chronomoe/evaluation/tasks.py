@@ -36,6 +36,16 @@ class Task:
     """Series and cutoff of each window."""
 
     @property
+    def variate(self) -> Int[np.ndarray, " row"]:
+        """Which target variate of its window each row is."""
+        return np.arange(len(self.window)) - np.searchsorted(self.window, self.window)
+
+    @property
+    def contexts(self) -> list[Float[np.ndarray, " time"]]:
+        """Past values of each row."""
+        return [self.windows[place].context[own] for place, own in zip(self.window, self.variate, strict=True)]
+
+    @property
     def horizon(self) -> int:
         """Future steps."""
         return int(self.target.shape[1])

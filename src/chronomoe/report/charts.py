@@ -13,7 +13,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 TEXT_WIDTH = 5.9  # average width of a character at the charts' font size
-LAYER_COLOURS = 8  # of the page; further layers take them again
+COLOURS = 8  # of the page; further layers take them again
 BANDS = ((0.1, 0.9), (0.25, 0.75))  # drawn widest first
 
 Number = int | float  # run-time type checks take "float" at its word
@@ -181,9 +181,28 @@ def entropy_chart(curve: Mapping[str, Any]) -> Markup | None:
     for layer, certain in enumerate(most):
         values = [entropies[layer] for entropies in curve["entropy"]]
         share = [value / certain if is_number(value) else None for value in values]
-        series.append((f"layer layer-{layer % LAYER_COLOURS}", curve["step"], share))
+        series.append((f"layer layer-{layer % COLOURS}", curve["step"], share))
     least = min((value for _, _, values in series for value in values if value is not None), default=0.0)
     return _steps_chart(series, bounds=(0.5 if least >= 0.5 else 0.0, 1.0), title="router entropy by training step")
+
+
+def confidence_chart(bins: Sequence[Mapping[str, Number]]) -> Markup:
+    """Draw the error of the mixture and of its best expert in hindsight by how sure the router is."""
+    width, height, left, top, right, bottom = 360, 190, 40, 10, 14, 40
+    errors = [part[name] for part in bins for name in ("SQL", "best_SQL")]
+    pad = 0.1 * (max(errors) - min(errors)) or 0.05
+    y = Axis(low=min(errors) - pad, high=max(errors) + pad, start=height - bottom, stop=top)
+    x = Axis(low=0, high=max(1, len(bins) - 1), start=left + 22, stop=width - right - 22)
+    parts = _y_axis(y, left=left, right=width - right)
+    for place, part in enumerate(bins):
+        label = f"{part['low']:.2f}–{part['high']:.2f}"
+        parts.append(f'<text x="{x(place):.1f}" y="{height - 24}" text-anchor="middle">{label}</text>')
+    parts.append(f'<text class="title" x="{width - right}" y="{height - 6}" text-anchor="end">Confidence</text>')
+    for name, line in (("best_SQL", "teacher"), ("SQL", "median")):
+        places = [(x(place), y(part[name])) for place, part in enumerate(bins)]
+        parts.append(f'<path class="{line}" d="{_path(places)}"/>')
+        parts += [f'<circle class="{line}" cx="{px:.1f}" cy="{py:.1f}" r="3"/>' for px, py in places]
+    return _svg(parts, width=width, height=height, title="error by confidence of the router", name="forecast")
 
 
 def _steps_chart(

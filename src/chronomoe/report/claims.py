@@ -1,7 +1,8 @@
 """Claims of a report: a ratio between two models, its interval and what was aimed for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
@@ -32,6 +33,11 @@ class Claim:
     target: str | None = None
     target_ratio: Number | None = None
 
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> "Claim":
+        """Make a claim of a record, less what the record says besides."""
+        return cls(**{name: record[name] for name in cls.__dataclass_fields__ if name in record})
+
     @property
     def higher_is_better(self) -> bool:
         """Whether a larger ratio is the better one: speeds, not errors or times."""
@@ -48,6 +54,11 @@ class Claim:
             return "not met"
         tie = max(1.0, self.target_ratio) if sign > 0 else 1.0
         return "met" if worst is None or sign * worst < sign * tie else "open"
+
+    @property
+    def winner(self) -> int:
+        """1 where a model has lower errors than its rival, -1 where it has higher ones, 0 where the interval ties."""
+        return 0 if self.low is None or self.high is None else int(self.high < 1) - int(self.low > 1)
 
     @property
     def effect(self) -> str:

@@ -8,11 +8,9 @@ from typing import Any
 
 from chronomoe.errors import InputError, nearest
 from chronomoe.evaluation.comparison import KINDS
-from chronomoe.evaluation.metrics import ERRORS
+from chronomoe.evaluation.metrics import ERRORS, METRICS
 from chronomoe.report.charts import Number
 
-ROUTES = ("mixture", "upcycled", "expanded")
-"""Kinds of models that the routes end with, route 1 first."""
 REFERENCES = ("teacher", "oracle")
 """Kinds that no small model is expected to beat: they are shown, but not ranked."""
 SHOWN_METRICS = ("WQL", "SQL", "MASE", "MAE", "MSE", "MAPE", "coverage80", "bias")
@@ -22,6 +20,8 @@ NOMINAL_COVERAGE = 0.8
 UNSHADED = 0.5  # a value this much worse than the best of its column has no shade left
 
 Key = tuple[str, int, str]
+Costs = Sequence[Mapping[str, Any]]
+Write = Callable[[float], str]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Table:
     rows: Sequence[Row]
     note: str = ""
     head: str = "Model"
+    style: str = ""
+    shape: str = "table"
 
 
 @dataclass(frozen=True)
@@ -108,101 +110,95 @@ def read_records(records: Iterable[Mapping[str, Any]]) -> Evaluation:
     return found
 
 
+def fixed(places: int, unit: float = 1, suffix: str = "") -> Write:
+    """Return what writes a number with so many places, counted in a unit."""
+    return lambda value: f"{value / unit:,.{places}f}{suffix}"
+
+
+TAKEN: Mapping[str, tuple[str, Write]] = {
+    "experts": ("Experts", fixed(2)),
+    "active_parameters": ("Active", fixed(2, 1e6, " M")),
+    "flops": ("GFLOPs", fixed(3, 1e9)),
+    "training": ("Training", lambda value: f"{value:.0%}"),
+    "core_seconds": ("Core-s", fixed(0)),
+    "unseen_experts": ("Experts", fixed(2)),
+    "window_ms": ("ms a window", fixed(1)),
+}
+"""What stands beside an error, so that a reader sees how equal a comparison is."""
+AT_HOME = ("experts", "active_parameters", "flops", "training", "core_seconds")
+COSTS: Mapping[str, tuple[str, Write]] = {
+    "latency_p50_ms": ("p50, ms", fixed(1)),
+    "latency_p95_ms": ("p95, ms", fixed(1)),
+    "throughput": ("Windows/s", fixed(1)),
+    "speed-up": ("× teacher", fixed(1, suffix="×")),
+    "memory_mb": ("Memory, MB", fixed(1)),
+    "checkpoint_mb": ("Disk, MB", fixed(1)),
+    "parameters": ("Parameters", fixed(2, 1e6, " M")),
+}
+
+
 def overall_table(
-    found: Evaluation, horizon: int, costs: Sequence[Mapping[str, Any]] = (), *, kinds: Sequence[str] = KINDS
+    found: Evaluation, horizon: int, costs: Costs, *, kinds: Sequence[str], beside: Sequence[str] = AT_HOME
 ) -> Table:
-    """Accuracy relative to seasonal naive and what it takes, one row per model."""
+    """Accuracy relative to seasonal naive with some of what it takes, one row per model."""
     metrics = [
-        name for name in SHOWN_METRICS if any(("overall", horizon, name) in found.values[m] for m in found.values)
+        name for name in SHOWN_METRICS if any(("overall", horizon, name) in found.values[m] for m in found.models)
     ]
     cost = {row["model"]: row for row in costs}
-    shown = [column for column in TAKEN if any(row.get(column[1]) is not None for row in costs)]
+    shown = {name: TAKEN[name] for name in beside if any(row.get(name) is not None for row in costs)}
     columns: list[Mapping[str, Cell]] = [
-        {model: _cost_cell(cost.get(model, {}), name, text) for model in found.models} for _, name, text in shown
+        {model: _cell(cost.get(model, {}).get(name), write) for model in found.models}
+        for name, (_, write) in shown.items()
     ]
     columns += [_column(found, ("overall", horizon, metric)) for metric in metrics]
-    rows = [row for row in _model_rows(found, columns) if row.kind in kinds]
-    note = "Geometric mean over domains of each metric divided by seasonal naive's: below 1 is better than seasonal "
-    note += (
+    note = (
+        "Geometric mean over domains of each metric divided by seasonal naive's: below 1 is better than seasonal "
         "naive. Coverage (of the 80% band) and bias (forecast minus target, over the target's size) are plain means. "
+        "Bold: best apart from the teacher and the oracle."
     )
-    note += "Bold: best apart from the teacher and the oracle."
-    if shown:
+    if "experts" in shown:
         note += (
             " Experts: models that run for one forecast, on average over test windows; active parameters and GFLOPs "
-        )
-        note += "are counted at it. Training: share of the budget of training operations, with all that a row was made "
-        note += (
+            "are counted at it. Training: share of the budget of training operations, with all that a row was made "
             "from; core-s: time its training took times threads, without the teacher's soft targets, which all share."
         )
     return Table(
         title=f"Horizon {horizon}",
-        columns=[*(column[0] for column in shown), *(METRIC_NAMES.get(name, name) for name in metrics)],
-        rows=rows,
+        columns=[*(title for title, _ in shown.values()), *(METRIC_NAMES.get(name, name) for name in metrics)],
+        rows=[row for row in _model_rows(found, columns) if row.kind in kinds],
         note=note,
+        style="wide",
     )
 
 
-TAKEN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("Experts", "experts", lambda value: f"{value:.2f}"),
-    ("Active", "active_parameters", lambda value: f"{value / 1e6:.2f} M"),
-    ("GFLOPs", "flops", lambda value: f"{value / 1e9:.3f}"),
-    ("Training", "training", lambda value: f"{value:.0%}"),
-    ("Core-s", "core_seconds", lambda value: f"{value:,.0f}"),
-)
-"""What stands beside an error, so that a reader sees how equal a comparison is."""
-
-
-def _cost_cell(cost: Mapping[str, Any], name: str, text: Callable[[float], str]) -> Cell:
-    return Cell(GAP if cost.get(name) is None else text(float(cost[name])))
-
-
-def validation_table(found: Mapping[str, Any]) -> Table:
-    """What the recommendation was chosen from."""
+def validation_table(found: Mapping[str, Any], *, near: bool) -> Table:
+    """What the recommendation was chosen from: models within noise of the best, or the others."""
     rows = []
-    for one in found["candidates"]:
+    for one in (one for one in found["candidates"] if (one["near"] or one["model"] == found["model"]) == near):
         picked = one["model"] == found["model"]
         ratio = Cell("1") if one["model"] == found["best"] else estimate(one["ratio"], one["low"], one["high"])
-        cells = [Cell(f"{one['error']:.3f}", best=picked), ratio, Cell("yes" if one["near"] else "no")]
-        cells += [Cell(f"{one['flops'] / 1e9:.3f}"), *(Cell(f"{value:.3f}") for value in one["domains"].values())]
-        rows.append(Row(one["model"], cells, one["kind"]))
-    domains = list(found["candidates"][0]["domains"])
+        cells = [Cell(f"{one['error']:.3f}", best=picked), ratio, Cell(f"{one['flops'] / 1e9:.3f}")]
+        rows.append(
+            Row(one["model"], [*cells, *(Cell(f"{value:.3f}") for value in one["domains"].values())], one["kind"])
+        )
     return Table(
         title="Candidates on validation windows",
-        columns=[found["metric"], "Ratio to the best", "Within noise", "GFLOPs", *domains],
+        columns=[found["metric"], "Ratio to the best", "GFLOPs", *found["candidates"][0]["domains"]],
         rows=rows,
-        note=f"{found['metric']} relative to seasonal naive on validation windows; less is better. Ratio: with a 95% "
-        "interval by paired bootstrap. Within noise: within one standard error of the best. Bold: recommended.",
+        note=f"{found['metric']} relative to seasonal naive, on validation windows that no training watched; less is "
+        "better. Ratio: with a 95% interval by paired bootstrap. Bold: recommended."
+        if near
+        else "",
     )
-
-
-def recommendation_words(found: Mapping[str, Any], costs: Sequence[Mapping[str, Any]]) -> str:
-    """Say in plain words what to deploy, why, and how sure that is."""
-    cost = next(row for row in costs if row["model"] == found["model"])
-    words = f"Deploy {found['model']}: it is {found['rule']}. Expect {found['error']:.3f} of seasonal naive's "
-    words += f"{found['metric']} ({found['low']:.3f} to {found['high']:.3f} on validation windows) for "
-    words += (
-        f"{found['flops'] / 1e9:.3f} GFLOPs and {cost['active_parameters'] / 1e6:.2f} M active parameters a forecast."
-    )
-    if found["rival"] != found["model"]:
-        words += f" In {found['sure']:.0%} of bootstrap draws it is no worse than {found['rival']}, the best other."
-    return words + " No test window had a say. The checkpoint is in recommended/."
 
 
 def confidence_table(bins: Sequence[Mapping[str, Number]]) -> Table:
     """How right the router is when it is sure."""
-    rows = [
-        Row(
-            f"{part['low']:.2f} to {part['high']:.2f}",
-            [
-                Cell(f"{part['windows']:,}"),
-                Cell(f"{part['SQL']:.3f}"),
-                Cell(f"{part['best_SQL']:.3f}"),
-                Cell(f"{part['SQL'] / part['best_SQL'] - 1:.1%}" if part["best_SQL"] else GAP),
-            ],
-        )
-        for part in bins
-    ]
+    rows = []
+    for part in bins:
+        left = f"{part['SQL'] / part['best_SQL'] - 1:.1%}" if part["best_SQL"] else GAP
+        cells = [f"{part['windows']:,}", f"{part['SQL']:.3f}", f"{part['best_SQL']:.3f}", left]
+        rows.append(Row(f"{part['low']:.2f} to {part['high']:.2f}", [Cell(text) for text in cells]))
     return Table(
         title="Router confidence against error",
         head="Confidence",
@@ -214,34 +210,21 @@ def confidence_table(bins: Sequence[Mapping[str, Number]]) -> Table:
     )
 
 
-def estimate(value: Number, low: Number, high: Number, *, even: Number = 1, form: str = "{:.3f}") -> Cell:
-    """Write an estimate with its interval, marked where the interval excludes ``even``; less is better."""
-    span = f"{signed(form, low)} to {signed(form, high)}"
-    return Cell(signed(form, value), best=high < even, worse=low > even, span=span)
-
-
-def signed(form: str, value: Number) -> str:
-    """Write a number with a true minus sign."""
-    return form.format(value).replace("-", "−")
-
-
-def domain_table(found: Evaluation, horizon: int, metric: str) -> Table:
-    """One metric by model and domain."""
+def domain_tables(found: Evaluation, horizon: int) -> list[Table]:
+    """Each error by model and domain, metrics in the order in which they are shown."""
     domains = [domain for domain, horizons in found.domains.items() if horizon in horizons]
-    columns = [_column(found, (domain, horizon, metric), shaded=True) for domain in domains]
-    return Table(
-        title=f"{metric}, horizon {horizon}",
-        columns=domains,
-        rows=_model_rows(found, columns),
-        note="The metric itself, lower is better. Shade: full at the best of a column, none from "
-        f"{UNSHADED:.0%} worse on. Bold: best apart from the teacher and the oracle.",
-    )
-
-
-def domain_metrics(found: Evaluation) -> list[str]:
-    """Metrics that were recorded by domain, errors only."""
     recorded = {metric for values in found.values.values() for domain, _, metric in values if domain != "overall"}
-    return [metric for metric in SHOWN_METRICS if metric in recorded and metric in ERRORS]
+    return [
+        Table(
+            title=f"{metric}, horizon {horizon}",
+            columns=domains,
+            rows=_model_rows(found, [_column(found, (domain, horizon, metric), shaded=True) for domain in domains]),
+            note="The metric itself, lower is better. Shade: full at the best of a column, none from "
+            f"{UNSHADED:.0%} worse on. Bold: best apart from the teacher and the oracle.",
+        )
+        for metric in SHOWN_METRICS
+        if metric in recorded and metric in ERRORS
+    ]
 
 
 def routing_table(routing: Mapping[str, Any]) -> Table:
@@ -264,53 +247,40 @@ def routing_table(routing: Mapping[str, Any]) -> Table:
     )
 
 
-COSTS: tuple[tuple[str, str, Callable[[float], str], bool], ...] = (
-    ("p50, ms", "latency_p50_ms", lambda value: f"{value:.1f}", False),
-    ("p95, ms", "latency_p95_ms", lambda value: f"{value:.1f}", False),
-    ("Windows/s", "throughput", lambda value: f"{value:,.1f}", True),
-    ("Memory, MB", "memory_mb", lambda value: f"{value:,.1f}", False),
-    ("Disk, MB", "checkpoint_mb", lambda value: f"{value:,.1f}", False),
-    ("Parameters", "parameters", lambda value: f"{value / 1e6:.2f} M", False),
-)
-
-
-def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
-    """Cost of each model; throughput also as a multiple of the teacher's."""
-    costs = [cost for cost in costs if cost.get("throughput")]
-    ordered = sorted(costs, key=lambda cost: KINDS.index(cost["kind"]))
-    shown = [column for column in COSTS if any(cost.get(column[1]) is not None for cost in costs)]
-    base = next((cost["throughput"] for cost in costs if cost["kind"] == "teacher" and cost.get("throughput")), None)
-    columns = [_cost_column(ordered, name, text, more=more) for _, name, text, more in shown]
-    if base:
-        columns.append(
-            [Cell(f"{cost['throughput'] / base:.1f}×" if cost.get("throughput") else GAP) for cost in ordered]
-        )
-    measured = {(cost.get("threads"), cost.get("batch_size")) for cost in costs}
+def cost_table(costs: Costs) -> Table | None:
+    """Cost of each model that was timed, throughput as a multiple of the teacher's too; None where none was."""
+    timed = sorted((cost for cost in costs if cost.get("throughput")), key=lambda cost: KINDS.index(cost["kind"]))
+    if not timed:
+        return None
+    base = next((cost["throughput"] for cost in timed if cost["kind"] == "teacher"), None)
+    rows = [dict(cost) | ({"speed-up": cost["throughput"] / base} if base else {}) for cost in timed]
+    shown = {name: column for name, column in COSTS.items() if any(row.get(name) is not None for row in rows)}
+    best = {
+        name: write((max if name == "throughput" else min)(row[name] for row in rows if row.get(name) is not None))
+        for name, (_, write) in shown.items()
+        if name != "speed-up"
+    }
+    cells = {
+        row["model"]: [_cell(row.get(name), write, best=best.get(name)) for name, (_, write) in shown.items()]
+        for row in rows
+    }
+    measured = {(cost.get("threads"), cost.get("batch_size")) for cost in timed}
     threads, batch = measured.pop() if len(measured) == 1 else ("several", "several sizes")
     return Table(
         title="Cost",
-        columns=[column[0] for column in shown] + (["× teacher"] if base else []),
-        rows=[Row(cost["model"], [column[i] for column in columns], cost["kind"]) for i, cost in enumerate(ordered)],
+        columns=[title for title, _ in shown.values()],
+        rows=[Row(row["model"], cells[row["model"]], row["kind"]) for row in rows],
         note=f"Latency (p50, p95): of one test window. Windows/s: in batches of {batch}, and as a multiple of the "
         "teacher's. Memory: weights and the most that tensors take while a batch is forecast. Disk and parameters: of "
         f"a whole checkpoint. Threads: {threads}. Bold: best of the column.",
     )
 
 
-def _cost_column(
-    costs: Sequence[Mapping[str, Any]], name: str, text: Callable[[float], str], *, more: bool
-) -> list[Cell]:
-    known = [float(cost[name]) for cost in costs if cost.get(name) is not None]
-    best = text(max(known) if more else min(known))
-    written = [GAP if cost.get(name) is None else text(float(cost[name])) for cost in costs]
-    return [Cell(value, best=value == best) for value in written]
-
-
 def time_table(seconds: Mapping[str, Number]) -> Table:
     """Where the time of a run went."""
-    total = sum(seconds.values()) or 1.0
-    rows = [Row(stage, [Cell(duration(value)), Cell(f"{value / total:.0%}")]) for stage, value in seconds.items()]
-    whole = Row("all stages", [Cell(duration(sum(seconds.values())), best=True), Cell("")])
+    total = sum(seconds.values())
+    rows = [Row(stage, [Cell(duration(own)), Cell(f"{own / (total or 1):.0%}")]) for stage, own in seconds.items()]
+    whole = Row("all stages", [Cell(duration(total), best=True), Cell("")])
     return Table(title="Time", head="Stage", columns=["Time", "Share"], rows=[*rows, whole])
 
 
@@ -331,18 +301,35 @@ def number(value: Number) -> str:
     return f"{value:,.{places}f}" if places is not None else f"{value:.2e}" if value else "0"
 
 
+def estimate(value: Number, low: Number, high: Number, *, even: Number = 1, form: str = "{:.3f}") -> Cell:
+    """Write an estimate with its interval, marked where the interval excludes ``even``; less is better."""
+    span = f"{signed(form, low)} to {signed(form, high)}"
+    return Cell(signed(form, value), best=high < even, worse=low > even, span=span)
+
+
+def signed(form: str, value: Number) -> str:
+    """Write a number with a true minus sign."""
+    return form.format(value).replace("-", "−")
+
+
+def _cell(value: Number | None, write: Write, *, best: str | None = None) -> Cell:
+    text = GAP if value is None else write(float(value))
+    return Cell(text, best=text == best)
+
+
 def _model_rows(found: Evaluation, columns: Sequence[Mapping[str, Cell]]) -> list[Row]:
     rows = [Row(model, [column[model] for column in columns], found.kinds[model]) for model in found.models]
     return [row for row in rows if any(cell.text != GAP for cell in row.cells)]
 
 
 def _column(found: Evaluation, key: Key, *, shaded: bool = False) -> dict[str, Cell]:
+    """Write one value of every model; the best is marked, models of no rank apart."""
     values = {model: found.values[model].get(key, math.nan) for model in found.models}
-    share, overall = key[2] not in ERRORS, key[0] == "overall"
+    share, overall = key[2] in set(METRICS) - set(ERRORS), key[0] == "overall"
     nominal = NOMINAL_COVERAGE if key[2] == "coverage80" else 0.0
-    write = (lambda value: signed("{:.1%}", value)) if share else (lambda value: f"{value:.3f}") if overall else number
+    write = (lambda value: signed("{:.1%}", value)) if share else fixed(3) if overall else number
     off = {m: abs(value - nominal) if share else value for m, value in values.items() if math.isfinite(value)}
-    ranked = [off[model] for model in off if found.kinds[model] not in REFERENCES]
+    ranked = [gap for model, gap in off.items() if found.kinds[model] not in REFERENCES]
     best, least = min(ranked, default=math.nan), min(off.values(), default=math.nan)
     cells = {}
     for model, value in values.items():
