@@ -227,7 +227,8 @@ def test_baselines_that_are_not_asked_for_are_not_trained(make_recipe, tmp_path)
 
 def test_without_any_baseline_the_mixture_is_still_made_and_reported(make_recipe, tmp_path):
     run(make_recipe(budget=FEW, baselines=[]), tmp_path / "run", console=Console(file=StringIO()))
-    assert json.loads((tmp_path / "run" / "recommendation.json").read_text())["model"] == "mixture"
+    candidates = json.loads((tmp_path / "run" / "recommendation.json").read_text())["candidates"]
+    assert {one["kind"] for one in candidates} == {"mixture", "expert", "average"}
 
 
 def test_own_share_mixes_other_windows_into_an_experts(make_recipe, tmp_path):
@@ -283,7 +284,11 @@ def test_held_out_domains_are_tested_on_and_trained_on_by_nothing(make_recipe, m
     run(recipe, folder, console=Console(file=StringIO()))
     unseen = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
     assert {record["domain"] for record in unseen} == {"solar", "overall"}
-    assert {"mixture", "average single", "average expert", "generalist-full"} <= {record["model"] for record in unseen}
+    models = {"mixture", "mixture K=1", "mixture, all experts", "average single", "average expert", "generalist-full"}
+    assert models <= {record["model"] for record in unseen}
+    costs = {cost["model"]: cost for cost in json.loads((folder / "efficiency.json").read_text())}
+    assert costs["mixture K=1"]["unseen_experts"] == 1
+    assert 1 <= costs["mixture"]["unseen_experts"] <= 2
     assert "solar" not in {record["domain"] for record in records(folder)}
     claims = json.loads((folder / "intervals.json").read_text())
     assert "average single" in {claim["against"] for claim in claims if claim["unseen"]}

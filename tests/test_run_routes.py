@@ -96,7 +96,7 @@ def test_routes_are_compared_with_the_dense_rival_and_the_base(grown_run):
 def test_the_recommended_checkpoint_is_the_one_that_validation_names(grown_run):
     found = read(grown_run, "recommendation.json")
     names = {"upcycled", "expanded", "generalist-full", "generalist-wide", "generalist-base"}
-    assert {row["model"] for row in found["candidates"]} == names
+    assert {row["model"] for row in found["candidates"]} == names  # no teacher, nothing that needs a domain's name
     folder = {"upcycled": "upcycled/student", "expanded": "expanded/student"}.get(
         found["model"], f"students/{found['model']}"
     )

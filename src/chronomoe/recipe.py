@@ -12,6 +12,7 @@ from pydantic import Field
 
 from chronomoe.data.windows import WindowConfig
 from chronomoe.errors import InputError, nearest
+from chronomoe.evaluation.external import Classical
 from chronomoe.models.balancing import AUX_WEIGHT
 from chronomoe.models.configuration import Seed, configuration, parse
 from chronomoe.models.mixture.mixture import MixtureConfig
@@ -168,6 +169,10 @@ class EvaluationConfig:
     """Fixed numbers of experts with which the mixture is scored too."""
     latency_repeats: int = Field(20, ge=1)
     """Timed forecasts of each model."""
+    classical: tuple[Classical, ...] = ()
+    """Models of statsforecast to compare with, fitted to each window; they need the extra ``baselines``."""
+    classical_windows: int = Field(50, ge=1)
+    """Windows of each domain that they are compared on, at most: a fit takes seconds."""
 
 
 @configuration
@@ -195,7 +200,7 @@ class RunConfig:
     router_windows: int = Field(4096, ge=1)
     """Windows that the router learns from."""
     router_part: Literal["train", "validation"] = "train"
-    """Part of the series they come from; with "validation" the recommendation, made on that part, favours the mixture."""
+    """Part of the series they come from; recommendations, made on the validation part, then favour the mixture."""
     router: RouterTrainingConfig = field(default_factory=RouterTrainingConfig)
     """How the router is trained."""
     joint: JointConfig = field(default_factory=JointConfig)

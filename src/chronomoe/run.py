@@ -1,12 +1,9 @@
 """A run of any of the three routes, from series to report: which stages, in which order."""
 
 import json
-import os
-import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,10 +15,12 @@ from chronomoe.data.fingerprint import fingerprint
 from chronomoe.data.split import Part
 from chronomoe.data.windows import CHOSEN_BY, TrainingWindows
 from chronomoe.evaluation.comparison import MIXTURE, Candidate
+from chronomoe.evaluation.external import classical
 from chronomoe.evaluation.tasks import Task, make_task
 from chronomoe.inputs import GENERALIST, Inputs
 from chronomoe.models.student import StudentConfig
 from chronomoe.pipeline import load_model
+from chronomoe.plan import plan
 from chronomoe.recipe import RunConfig, dump
 from chronomoe.report.page import write_report
 from chronomoe.stages.budget import allocate, late_gain
@@ -31,6 +30,7 @@ from chronomoe.stages.processes import first_process, meet
 from chronomoe.stages.soft_targets import Material, label
 from chronomoe.stages.sparse import expanded_student, learned_targets, upcycled_student
 from chronomoe.stages.students import distil_student, load_student, steps_taken
+from chronomoe.stages.trial import machine
 from chronomoe.stages.workspace import Report, Workspace, stage_key, write_atomically
 from chronomoe.training.growing import ExpansionConfig
 
@@ -44,8 +44,8 @@ RESULTS = (
     "curves.json",
 )
 """Files of the evaluation stage that every run ends with."""
-ROUTE_RESULTS = ("routing.json", "moe.json", "expansion.json", "held_out.jsonl")
-"""Those that depend on routes and held-out domains."""
+ROUTE_RESULTS = ("routing.json", "moe.json", "expansion.json", "held_out.jsonl", "sample.jsonl")
+"""Those that depend on routes, held-out domains and classical models."""
 RECOMMENDED = "recommended"
 GENERALIST_BASE = "generalist-base"
 """The finished student that route 3 grows."""
@@ -75,6 +75,10 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, command
     """
     given = Inputs(config, out.expanduser(), console=console)
     given.check_routes()
+    for model in config.evaluation.classical:
+        classical(model)  # refused before anything is trained where statsforecast is missing
+    if first_process() and not (out.expanduser() / "stages").exists():
+        (console or Console(stderr=True)).print(plan(given).words(), soft_wrap=True)
     work = given.work
     if first_process():
         write_atomically(work.root / "config.yaml", dump(config))
@@ -316,6 +320,8 @@ def evaluate(given: Inputs, trained: dict[str, Path], moe: Path | None, grown: d
             top_k=options.top_k,
             draws=options.bootstrap_draws,
             repeats=options.latency_repeats,
+            classical={name: classical(name) for name in options.classical},
+            sample=options.classical_windows,
             seed=given.config.seed,
             progress=report,
         )
@@ -390,11 +396,5 @@ def _facts(work: Workspace, command: str, device: str) -> dict[str, Any]:
         "seconds": work.seconds,
         "command": command,
         "device": device,
-        "machine": {
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "chronos": version("chronos-forecasting"),
-            "python": platform.python_version(),
-        },
+        "machine": machine(),
     }

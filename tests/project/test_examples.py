@@ -22,7 +22,7 @@ def load(name: str) -> ModuleType:
 
 
 def test_every_example_is_run_by_a_test_of_this_file():
-    tested = {"distil_a_student", "mix_students", "add_a_router"}
+    tested = {"distil_a_student", "mix_students", "add_a_router", "compare_with_fracast"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -40,6 +40,14 @@ def test_the_mixture_example_prints_what_it_promises(capsys):
 def test_the_router_example_saves_a_mixture_and_puts_its_router_back(tmp_path, capsys):
     load("add_a_router").main(tmp_path / "moe")
     assert "loaded with a TimeSeriesRouter, now it has a CautiousRouter" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("fracast") is None, reason="fracast is not installed: pip install fracast")
+def test_the_example_with_a_model_of_another_project_prints_both(capsys):
+    load("compare_with_fracast").main(["web"], limit=3)
+    out = capsys.readouterr().out
+    assert "Fracast-0: WQL " in out
+    assert "tiny: WQL " in out
 
 
 def test_a_router_put_back_after_loading_scores_as_before(make_mixture, make_context, tmp_path):

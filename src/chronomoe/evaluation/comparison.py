@@ -29,7 +29,7 @@ from chronomoe.models.sparse.upcycling import SparseChronos2Model
 
 KINDS = (
     *("mixture", "upcycled", "expanded", "lookup", "chosen", "generalist", "student"),
-    *("average", "single", "expert", "teacher", "oracle", "naive"),
+    *("average", "single", "expert", "teacher", "external", "oracle", "naive"),
 )
 """What a row is, in the order in which rows are shown: ``lookup`` needs the name of a series' domain, ``chosen`` was
 chosen on validation windows."""
@@ -38,11 +38,16 @@ Part = Literal["validation", "test"]
 Forecast = Float[np.ndarray, "row quantile horizon"]
 
 MIXTURE, NAIVE, ORACLE = "mixture", "seasonal naive", "oracle over experts"
-OWN_SINGLE, OWN_EXPERT = "own single", "own expert"
-BEST_SINGLE, BEST_EXPERT, PORTFOLIO = "best single on validation", "best expert on validation", "greedy portfolio"
+EXTERNAL = "external"
+OWN_SINGLE, OWN_EXPERT, PORTFOLIO = "own single", "own expert", "greedy portfolio"
 DYNAMIC = 0.8
 """Threshold of a row with dynamic K beside a mixture whose K is fixed."""
 AVERAGE_SINGLE, AVERAGE_EXPERT, SIMPLE_AVERAGE = "average single", "average expert", "simple average of experts"
+OF_KIND = {
+    "single": (OWN_SINGLE, AVERAGE_SINGLE, "best single on validation"),
+    "expert": (OWN_EXPERT, AVERAGE_EXPERT, "best expert on validation"),
+}
+"""Rows made of all models of a kind: that of a series' domain, a blind pick, and the best on validation windows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -225,10 +230,7 @@ def _score_domain(
         row = add(name, model.kind, of(name), needs, () if isinstance(model.model, DistilledMoE) else (name,))
         if isinstance(model.model, DistilledMoE):
             row.routed[domain] = task_routing(model.model, parts["test"])
-    for kind, own_name, average_name, best_name in (
-        ("single", OWN_SINGLE, AVERAGE_SINGLE, BEST_SINGLE),
-        ("expert", OWN_EXPERT, AVERAGE_EXPERT, BEST_EXPERT),
-    ):
+    for kind, (own_name, average_name, best_name) in OF_KIND.items():
         group = [name for name, model in models.items() if model.kind == kind]
         specialists = [name for name in group if models[name].domain is not None]
         own = next((name for name in specialists if models[name].domain == domain), None)
@@ -241,11 +243,10 @@ def _score_domain(
         if "validation" in parts and len(group) > 1:
             best = min(group, key=lambda name: aggregate(scores["validation"][name])["WQL"])
             add(best_name, "chosen", of(best), group, [best])
-    small = [name for name, model in models.items() if model.kind in ("single", "expert", "generalist")]
+    small = [name for name, model in models.items() if model.kind in (*OF_KIND, "generalist")]
     if "validation" in parts and len(small) > 1:
-        chosen = greedy_portfolio(
-            {name: forecasts["validation"][name] for name in small}, parts["validation"], levels=levels
-        )
+        seen = {name: forecasts["validation"][name] for name in small}
+        chosen = greedy_portfolio(seen, parts["validation"], levels=levels)
         found = {part: score(task, ensemble(forecasts[part], chosen), levels=levels) for part, task in parts.items()}
         add(PORTFOLIO, "chosen", found, small, chosen)
     experts = [name for name, model in models.items() if model.kind == "expert"]

@@ -116,8 +116,9 @@ def scatter_chart(points: Sequence[Point], *, x_title: str, y_title: str) -> Mar
         )
         if point.marked:
             parts.append(f'<circle class="ring" cx="{x(point.x):.1f}" cy="{y(point.y):.1f}" r="10"/>')
+    inside = (left, top, width, height - bottom)
     for point in points:
-        parts += _label(point.name, x(point.x), y(point.y), taken=taken, inside=(left, top, width, height - bottom))
+        parts += _label(point.name, x(point.x), y(point.y), gap=14 if point.marked else 10, taken=taken, inside=inside)
     return _svg(parts, width=width, height=height, title=f"{y_title} against {x_title}", name="scatter")
 
 
@@ -250,12 +251,15 @@ def _label(
     x: Number,
     y: Number,
     *,
+    gap: int,
     taken: list[tuple[Number, Number, Number, Number]],
     inside: tuple[Number, Number, Number, Number],
 ) -> list[str]:
     """Write a name next to a dot, where nothing else is; nowhere if there is no such place."""
     wide = TEXT_WIDTH * len(name)
-    for dx, dy, anchor in ((10, 4, 0.0), (-10, 4, 1.0), (0, -10, 0.5), (0, 18, 0.5), (8, -8, 0.0), (-8, 16, 1.0)):
+    corner = gap - 2
+    beside = ((gap, 4, 0.0), (-gap, 4, 1.0), (0, -gap, 0.5), (0, gap + 8, 0.5))
+    for dx, dy, anchor in (*beside, (corner, -corner, 0.0), (-corner, gap + 6, 1.0)):
         start = x + dx - anchor * wide
         box = (start, y + dy - 10, start + wide, y + dy + 3)
         within = box[0] > inside[0] and box[1] > inside[1] and box[2] < inside[2] and box[3] < inside[3]

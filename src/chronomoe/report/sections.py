@@ -112,7 +112,7 @@ def _recommendation(run: Mapping[str, Any], claims: Sequence[Claim]) -> Iterator
 
 def _scatter(run: Mapping[str, Any], found: Evaluation) -> Iterator[Any]:
     costs, recommended = run["efficiency"], (run["recommendation"] or {}).get("model", "")
-    figures = []
+    figures, drawn = [], set()
     for name, title, unit in AXES:
         points = [
             charts.Point(cost["model"], cost["kind"], cost[name] / unit, y, cost["model"] == recommended)
@@ -124,9 +124,9 @@ def _scatter(run: Mapping[str, Any], found: Evaluation) -> Iterator[Any]:
         if len(points) > 1:
             chart = charts.scatter_chart(points, x_title=title, y_title="WQL relative to seasonal naive")
             figures.append(Figure(chart))
+            drawn |= {point.kind for point in points}
     if figures:
-        kinds = [kind for kind in PLOTTED if any(cost["kind"] == kind for cost in costs)]
-        yield Block("legend", [(dot(kind), kind) for kind in kinds])
+        yield Block("legend", [(dot(kind), kind) for kind in KINDS if kind in drawn])
         yield Block("figures", figures, "pair")
         ring = " Ring: recommended, from validation windows." if recommended else ""
         yield Block(

@@ -19,6 +19,7 @@ from chronomoe.data.windows import EvaluationWindows, WindowConfig
 from chronomoe.errors import InputError
 from chronomoe.evaluation.claims import claims, speed_claim
 from chronomoe.evaluation.comparison import (
+    EXTERNAL,
     MIXTURE,
     ORACLE,
     OWN_SINGLE,
@@ -29,14 +30,14 @@ from chronomoe.evaluation.comparison import (
 )
 from chronomoe.evaluation.cost import compare, cost_records
 from chronomoe.evaluation.examples import drawn_forecasts
-from chronomoe.evaluation.held_out import compare_unseen
+from chronomoe.evaluation.external import Forecaster, compare_on_sample
 from chronomoe.evaluation.inside import look_inside
 from chronomoe.evaluation.recommend import recommend
-from chronomoe.evaluation.routing import confidence_bins, routing_summary
+from chronomoe.evaluation.routing import confidence_bins, expert_use, routing_summary
 from chronomoe.evaluation.tasks import Task, make_task
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
-from chronomoe.pipeline import load_model
+from chronomoe.pipeline import ChronoMoEPipeline, load_model
 from chronomoe.stages.processes import check_one_process, choose_device
 from chronomoe.stages.soft_targets import report_skipped
 
@@ -55,13 +56,15 @@ def evaluate_run(
     top_k: Sequence[int],
     draws: int,
     repeats: int,
+    classical: Mapping[str, Forecaster],
+    sample: int,
     seed: int,
     progress: Callable[[int, int], None],
 ) -> None:
     """Write evaluation.jsonl, intervals.json, speed.json, efficiency.json, recommendation.json and forecasts.json.
 
     Also recommended/, the checkpoint to deploy; routing.json where there is a mixture, moe.json where a model has MoE
-    layers, and held_out.jsonl where there are held-out domains.
+    layers, held_out.jsonl where there are held-out domains, and sample.jsonl where there are classical models.
 
     Args:
         folder: of the stage.
@@ -73,6 +76,8 @@ def evaluate_run(
         top_k: fixed numbers of experts with which the mixture is scored too.
         draws: of the bootstrap.
         repeats: timed forecasts of each model.
+        classical: forecasters that are too slow for all windows, by name.
+        sample: windows of each domain that these are scored on.
         seed: of the bootstrap.
         progress: told how much is done.
     """
@@ -83,7 +88,7 @@ def evaluate_run(
     )
     write_records(comparison.records(), folder / "evaluation.jsonl")
     write_json(folder / "forecasts.json", drawn_forecasts(comparison, main[0]))
-    unseen = compare_unseen(candidates, tasks, held_out, levels)
+    unseen = compare_models(candidates, held_out, levels=levels, top_k=top_k) if held_out else None
     if unseen is not None:
         write_records(unseen.records(), folder / "held_out.jsonl")
 
@@ -94,8 +99,17 @@ def evaluate_run(
     timed |= dict([(OWN_SINGLE, model) for model in singles[:1]])
     measured = compare(timed, context, horizon=horizon, repeats=repeats)
     costs = cost_records(comparison, measured, context, horizon=horizon)
+    for name, row in unseen.rows.items() if unseen is not None else ():
+        if row.routed:
+            used = float(np.mean([sum(expert_use(routing)) for routing in row.routed.values()]))
+            next(cost for cost in costs if cost["model"] == name)["unseen_experts"] = used
+    if classical:
+        found, seconds = compare_on_sample(comparison, classical, limit=sample)
+        write_records(found.records(), folder / "sample.jsonl")
+        costs += [{"model": name, "kind": EXTERNAL, "window_ms": 1000 * seconds[name]} for name in classical]
     write_json(folder / "efficiency.json", costs)
 
+    costs = [cost for cost in costs if cost["kind"] != EXTERNAL]
     write_json(folder / "intervals.json", claims(comparison, unseen, costs, main, draws=draws, seed=seed))
     write_json(folder / "speed.json", [speed_claim(main[0], measured, UPSTREAM, draws=draws, seed=seed)])
     deployable = [name for name, one in comparison.models.items() if one.kind != "teacher"]

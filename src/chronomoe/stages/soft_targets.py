@@ -57,7 +57,9 @@ def validation_windows(domains: Sequence[Domain], windows: WindowConfig) -> dict
     found = {}
     for domain in domains:
         try:
-            found[domain.name] = EvaluationWindows(domain, windows, part="validation", limit=VALIDATION_LIMIT, half=WATCHED)
+            found[domain.name] = EvaluationWindows(
+                domain, windows, part="validation", limit=VALIDATION_LIMIT, half=WATCHED
+            )
         except InputError:  # a cluster may hold a few series of a domain that are too short
             if len(domains) == 1:
                 raise

@@ -45,10 +45,12 @@ def measure(model: ExactChronos2Model, windows: Sequence[Window], *, train: bool
             optimizer.zero_grad(set_to_none=False)
             model.train()(**_inputs(model, part)).normalized_preds.abs().mean().backward()
             optimizer.step()
+            _finish(model)
 
     def forecast(part: Sequence[Window]) -> None:
         with torch.inference_mode():
             model.eval()(**_inputs(model, part))
+        _finish(model)
 
     few = windows[:FIRST_ROWS]
     step(few)  # makes gradients and moments, which are counted elsewhere
@@ -60,6 +62,12 @@ def measure(model: ExactChronos2Model, windows: Sequence[Window], *, train: bool
     optimizer.zero_grad()
     model.eval()
     return found
+
+
+def _finish(model: ExactChronos2Model) -> None:
+    """Wait for a GPU, which works on while the call that gave it work returns."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
 
 
 def _inputs(model: ExactChronos2Model, windows: Sequence[Window]) -> dict[str, Any]:
