@@ -1,5 +1,6 @@
 """What a run will train and take, estimated from its recipe and a trial of seconds, before anything is written."""
 
+import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -123,6 +124,9 @@ class _Estimator:
 
     def stages(self) -> Iterator[Planned]:
         routes, budget = self.config.routes, self.config.budget
+        if budget.teacher_steps:
+            taught = self.of("taught teacher", lambda: copy.deepcopy(self.given.teacher))
+            yield self.training("teacher", taught, budget.teacher_steps)
         yield self.forecasts("soft-targets", self.teacher(), budget.windows)
         if "mixture" in routes:
             yield from self.experts()

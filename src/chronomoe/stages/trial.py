@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from chronomoe.data.windows import Window, collate, model_inputs
+from chronomoe.data.windows import Batch, Window, collate, model_inputs, to_device
 from chronomoe.evaluation.cost import live_bytes
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.training.losses import quantile_loss
@@ -70,9 +69,9 @@ def _finish(model: ExactChronos2Model) -> None:
         torch.cuda.synchronize(model.device)
 
 
-def _inputs(model: ExactChronos2Model, windows: Sequence[Window]) -> dict[str, Any]:
-    inputs = model_inputs(collate(windows, patch_size=model.chronos_config.output_patch_size))
-    return {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
+def _inputs(model: ExactChronos2Model, windows: Sequence[Window]) -> Batch:
+    batch = collate(windows, patch_size=model.chronos_config.output_patch_size)
+    return model_inputs(to_device(batch, model.device))
 
 
 def _least(call: Callable[..., None], *given: Any, repeats: int = 2) -> float:

@@ -26,7 +26,7 @@ NO_ROOM_WORDS = ("no space left", "file too large", "file write failed", "unexpe
 MARKER = "chronomoe-run.json"
 MADE = "made"
 """What the first process says of a stage that it makes, and does not skip."""
-FORMAT = 3
+FORMAT = 4
 """Of what stages leave; part of their keys, as the package's version is: an upgrade makes them again."""
 
 
