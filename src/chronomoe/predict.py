@@ -21,8 +21,9 @@ from chronomoe.data.soft_targets import revision
 from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
 from chronomoe.pipeline import ChronoMoEPipeline
+from chronomoe.stages.faults import room
 from chronomoe.stages.processes import check_one_process, choose_device
-from chronomoe.stages.workspace import FORMAT, check_file_out, room, whole_file
+from chronomoe.stages.workspace import FORMAT, check_file_out, whole_file
 
 DTYPES = ("auto", "float32", "bfloat16")
 

@@ -124,11 +124,31 @@ def test_a_finished_store_is_reused_without_asking_the_teacher(exact, windows, t
 
 def test_another_teacher_or_other_windows_are_refused(exact, make_teacher, windows, tmp_path):
     SoftTargetStore.build(tmp_path / "store", exact, windows)
-    message = "holds soft targets of another teacher or of other windows; delete it"
-    with pytest.raises(InputError, match=message):
-        SoftTargetStore.build(tmp_path / "store", use_exact_group_attention(make_teacher(seed=1)), windows)
-    with pytest.raises(InputError, match=message):
+    message = "holds soft targets of another teacher or of other windows: {} is .*, not .*; delete it"
+    other = use_exact_group_attention(make_teacher(seed=1))
+    with pytest.raises(InputError, match=message.format("teacher")):
+        SoftTargetStore.build(tmp_path / "store", other, windows)
+    with pytest.raises(InputError, match=message.format("first_digest")):
         SoftTargetStore.build(tmp_path / "store", exact, sample_windows(seed=1))
+    with pytest.raises(InputError, match=message.format("data")):
+        SoftTargetStore.build(tmp_path / "store", exact, sample_windows(known=()))
+
+
+@pytest.mark.parametrize("name", ["store.json", "quantiles", "rows", "digests"])
+@pytest.mark.parametrize("left", [0, 1, 0.5])
+def test_a_store_whose_files_were_cut_short_is_refused(exact, windows, tmp_path, name, left):
+    file = SoftTargetStore.build(tmp_path / "store", exact, windows).folder / name
+    os.truncate(file, left if isinstance(left, int) else int(left * file.stat().st_size) // 8 * 8)
+    with pytest.raises(InputError, match="the soft-target store .* is damaged: .*; delete it and build it again"):
+        SoftTargetStore(tmp_path / "store")
+
+
+@pytest.mark.parametrize(("found", "remedy"), [(2, "pip install -U"), (None, "delete it and build it again")])
+def test_a_store_of_another_format_is_refused_with_what_to_do(exact, windows, tmp_path, found, remedy):
+    manifest = SoftTargetStore.build(tmp_path / "store", exact, windows).folder / "store.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": found}))
+    with pytest.raises(InputError, match=f"is of format {found}, this version reads 1; {remedy}"):
+        SoftTargetStore(tmp_path / "store")
 
 
 def test_a_batch_of_other_windows_is_refused(exact, windows, tmp_path):

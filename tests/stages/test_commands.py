@@ -19,7 +19,7 @@ from chronomoe.stages.evaluation import evaluate_checkpoints
 from chronomoe.stages.mixture import compose_mixture
 from chronomoe.stages.sparse import expand_checkpoint, upcycle_checkpoint
 from chronomoe.stages.students import distil_domain
-from chronomoe.training.distillation import DistilConfig
+from chronomoe.training.arguments import DistilConfig
 from chronomoe.training.growing import ExpansionConfig
 from chronomoe.training.routing import RouterTrainingConfig
 

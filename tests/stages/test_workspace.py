@@ -183,9 +183,9 @@ def test_a_folder_is_refused_where_a_file_is_written(tmp_path):
 
 def test_other_errors_of_the_system_are_not_called_a_full_disk(work):
     def fail(folder, report):
-        raise OSError(errno.EACCES, "Permission denied")
+        raise OSError(errno.EIO, "Input/output error")
 
-    with pytest.raises(OSError, match="Permission denied"):
+    with pytest.raises(OSError, match="Input/output error"):
         work.stage("a", {}, fail)
 
 

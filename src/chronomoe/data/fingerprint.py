@@ -1,8 +1,10 @@
 """A hash of a domain's series, to notice when data have changed."""
 
 import hashlib
+from typing import Any
 
 import numpy as np
+from torch.utils.data import Dataset, Subset
 
 from chronomoe.data.domains import Domain
 
@@ -19,3 +21,10 @@ def fingerprint(domain: Domain) -> str:
         for row in (*series.target, *series.covariates.values()):
             total.update(np.ascontiguousarray(row[::every]).tobytes())
     return total.hexdigest()[:16]
+
+
+def fingerprints(windows: Dataset[Any]) -> dict[str, str]:
+    """Return the fingerprint of each domain that windows are cut from, by name; none where that is not known."""
+    while isinstance(windows, Subset):
+        windows = windows.dataset
+    return {domain.name: fingerprint(domain) for domain in getattr(windows, "domains", ())}

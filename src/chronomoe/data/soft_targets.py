@@ -1,5 +1,6 @@
 """Soft targets: a teacher's normalised quantiles for a batch, asked live or read from a store computed once."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -14,11 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from chronomoe.data.fingerprint import fingerprints
 from chronomoe.data.windows import Batch, Window, collate, digest, model_inputs, to_device
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
 
 BYTES = np.dtype(np.int64).itemsize
+FORMAT = 1
+"""Of a store's files."""
 
 
 @runtime_checkable
@@ -35,6 +39,11 @@ class LiveTeacher:
 
     def __init__(self, teacher: ExactChronos2Model) -> None:
         self.teacher = teacher.eval()
+
+    @functools.cached_property
+    def revision(self) -> str:
+        """Short hash of the teacher's weights."""
+        return revision(self.teacher)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Float[Tensor, "row quantile horizon"]:
@@ -66,11 +75,37 @@ class SoftTargetStore:
                 f"{folder} holds no soft-target store; make one with SoftTargetStore.build in a new folder"
             )
         self.folder = folder
-        self.meta = json.loads((folder / "store.json").read_text())
-        self.first = np.cumsum([0, *np.fromfile(folder / "rows", dtype=np.int64)])
-        self.digests = np.fromfile(folder / "digests", dtype=np.int64)
-        stored = np.memmap(folder / "quantiles", dtype=np.int16, mode="r")
-        self.values = stored.reshape(int(self.first[-1]), -1, self.meta["horizon"])
+        try:
+            self.meta = json.loads((folder / "store.json").read_text())
+            self._check_format()
+            self.first = np.cumsum([0, *np.fromfile(folder / "rows", dtype=np.int64)])
+            self.digests = np.fromfile(folder / "digests", dtype=np.int64)
+            stored = np.memmap(folder / "quantiles", dtype=np.int16, mode="r")
+            self.values = stored.reshape(int(self.first[-1]), self.meta["levels"], self.meta["horizon"])
+            whole = len(self.digests) == len(self.first) - 1 == self.meta["windows"]
+        except InputError:
+            raise
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise self._damaged(" ".join(str(error).split())) from error
+        if not whole:
+            raise self._damaged("it holds fewer windows than it says")
+
+    def _check_format(self) -> None:
+        found = self.meta.get("format")
+        if found != FORMAT:
+            newer = isinstance(found, int) and found > FORMAT
+            remedy = "pip install -U chronomoe" if newer else "delete it and build it again"
+            raise InputError(
+                f"the soft-target store {self.folder} is of format {found!r}, this version reads {FORMAT}; {remedy}"
+            )
+
+    def _damaged(self, reason: str) -> InputError:
+        return InputError(f"the soft-target store {self.folder} is damaged: {reason}; delete it and build it again")
+
+    @property
+    def revision(self) -> str:
+        """Short hash of the teacher's weights."""
+        return str(self.meta["teacher"])
 
     def __call__(self, batch: Batch) -> Float[Tensor, "row quantile horizon"]:
         """Return normalised quantiles for the rows of a batch.
@@ -106,8 +141,11 @@ class SoftTargetStore:
         """
         count, example = len(windows), windows[0]  # type: ignore[arg-type]
         wanted = {
+            "format": FORMAT,
             "teacher": revision(teacher),
             "dtype": str(teacher.dtype),
+            "levels": teacher.num_quantiles,
+            "data": fingerprints(windows),
             "windows": count,
             "horizon": example.target.shape[1],
             "first_digest": digest(example),
@@ -115,7 +153,12 @@ class SoftTargetStore:
         if (folder / "store.json").exists():
             store = cls(folder)
             if store.meta != wanted:
-                raise InputError(f"{folder} holds soft targets of another teacher or of other windows; delete it")
+                other = [name for name, value in wanted.items() if store.meta.get(name) != value]
+                raise InputError(
+                    f"{folder} holds soft targets of another teacher or of other windows: "
+                    + ", ".join(f"{name} is {store.meta.get(name)!r}, not {wanted[name]!r}" for name in other)
+                    + "; delete it, or build in a new folder"
+                )
             return store
         scratch = folder.with_name(folder.name + ".partial")
         started = scratch / "started.json"
@@ -132,6 +175,7 @@ class SoftTargetStore:
             size = teacher.num_quantiles * example.target.shape[1] * torch.bfloat16.itemsize  # of one row
             stops = size * np.cumsum([0, *np.fromfile(rows.name, dtype=np.int64)[: digests.tell() // BYTES]])
             done = int(np.searchsorted(stops, values.tell(), side="right")) - 1  # windows that are there whole
+            done -= done % batch_size  # the same batches as without an interruption
             for file, end in ((values, int(stops[done])), (rows, done * BYTES), (digests, done * BYTES)):
                 file.truncate(end)
             for start in range(done, count, batch_size):

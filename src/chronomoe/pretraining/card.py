@@ -12,7 +12,8 @@ from chronomoe.pretraining.corpus import Progress, build_corpus, no_progress
 from chronomoe.pretraining.real_series import REAL_SOURCES
 from chronomoe.pretraining.teacher import is_first_process, pretrain
 from chronomoe.recipe import dump
-from chronomoe.stages.workspace import room, write_atomically
+from chronomoe.stages.faults import room
+from chronomoe.stages.workspace import write_atomically
 
 
 def pretrain_teacher(

@@ -12,8 +12,8 @@ from transformers import Trainer, TrainingArguments
 from chronomoe.data.domains import load_domain
 from chronomoe.data.windows import Batch, EvaluationWindows, WindowConfig, collate, model_inputs
 from chronomoe.pretraining.config import PretrainConfig
+from chronomoe.training.arguments import on_device
 from chronomoe.training.averaging import averaged_weights
-from chronomoe.training.trainer import on_device
 
 
 class ValidationBatches(Dataset[Batch]):

@@ -22,7 +22,7 @@ from chronomoe.stages.processes import choose_device
 from chronomoe.stages.soft_targets import Material, check_windows, report_skipped, validation_windows
 from chronomoe.stages.students import train
 from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for, stage_key
-from chronomoe.training.distillation import DistilConfig
+from chronomoe.training.arguments import DistilConfig
 from chronomoe.training.routing import (
     ExpertForecasts,
     RouterTrainingConfig,

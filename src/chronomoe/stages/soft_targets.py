@@ -1,6 +1,7 @@
 """What students learn from: windows of some domains, and the teacher's forecasts of them."""
 
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from chronomoe.data.windows import WATCHED, EvaluationWindows, JoinedWindows, Tr
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.stages.processes import first_process
 from chronomoe.stages.workspace import Report, Workspace
 
 VALIDATION_LIMIT = 128
@@ -67,7 +69,17 @@ def validation_windows(domains: Sequence[Domain], windows: WindowConfig) -> dict
 
 
 def label(work: Workspace, name: str, teacher: ExactChronos2Model, material: Material, **inputs: Any) -> Path:
-    """Ask a teacher once for its forecasts of all training windows; return the stage that keeps them."""
+    """Ask a teacher once for its forecasts of all training windows; return the stage that keeps them.
+
+    A finished store that has been damaged since is made again: the windows and the teacher are still there.
+    """
+    made = work.root / "stages" / name
+    if first_process() and (made / "store").exists():
+        try:
+            SoftTargetStore(made / "store")
+        except InputError as error:
+            work.console.print(f"{error}: made again")
+            shutil.rmtree(made)
 
     def make(folder: Path, report: Report) -> None:
         SoftTargetStore.build(folder / "store", teacher, material.windows, progress=report)

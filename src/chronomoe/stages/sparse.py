@@ -17,11 +17,12 @@ from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.upcycling import Chronos2MoEModel, upcycle
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_teacher
+from chronomoe.stages.faults import room
 from chronomoe.stages.processes import check_one_process, choose_device
 from chronomoe.stages.soft_targets import Material, check_windows, label, open_store, report_skipped
 from chronomoe.stages.students import load_student, train
-from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for, room, stage_key
-from chronomoe.training.distillation import DistilConfig
+from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for, stage_key
+from chronomoe.training.arguments import DistilConfig
 from chronomoe.training.growing import ExpansionConfig, candidate_places
 from chronomoe.training.growing import expand as grow
 from chronomoe.training.trainer import check_levels

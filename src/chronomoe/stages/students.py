@@ -22,7 +22,8 @@ from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
 from chronomoe.stages.processes import choose_device, first_process
 from chronomoe.stages.soft_targets import Material, check_windows, label, open_store, report_skipped
 from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for, stage_key
-from chronomoe.training.distillation import DistilConfig, distil, save_curve
+from chronomoe.training.arguments import DistilConfig
+from chronomoe.training.distillation import distil, save_curve
 
 Build = Callable[[], ExactChronos2Model]
 

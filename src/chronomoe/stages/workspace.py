@@ -1,6 +1,5 @@
 """Stages: folders that appear whole or not at all, and are skipped when their inputs have not changed."""
 
-import errno
 import hashlib
 import json
 import shutil
@@ -13,16 +12,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError
 
-from chronomoe.checkpoints.writing import check_parent, content, whole_folder, work_folder
+from chronomoe.checkpoints.writing import SCRATCH, check_parent, content, whole_folder, work_folder
 from chronomoe.errors import InputError
+from chronomoe.stages.faults import keep_for_itself, room
 from chronomoe.stages.processes import first_process, hear, meet, tell
 
 Report = Callable[[int, int], None]
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-NO_ROOM_WORDS = ("no space left", "file too large", "file write failed", "unexpected pos")
-"""How safetensors and ``torch.save`` say it."""
 MARKER = "chronomoe-run.json"
 MADE = "made"
 """What the first process says of a stage that it makes, and does not skip."""
@@ -36,6 +32,9 @@ class Workspace:
     A stage is made in ``<name>.partial`` and renamed when it is complete, so a kill at any moment leaves either
     nothing, a partial folder that the stage itself can continue from, or the finished stage. Its key is a hash of its
     inputs, those of earlier stages included: it is made again when they change and skipped when they do not.
+
+    Raises:
+        InputError: the folder holds something else, cannot be written to, or another run is at work in it.
     """
 
     def __init__(self, root: Path, *, console: Console | None = None) -> None:
@@ -50,6 +49,7 @@ class Workspace:
         with room(root, "the run"):
             root.mkdir(parents=True, exist_ok=True)
             (root / MARKER).write_text(json.dumps({"format": 1}))  # first: a kill must not leave a foreign folder
+            self._lock = keep_for_itself(root)
             (root / "stages").mkdir(exist_ok=True)
 
     def stage(self, name: str, inputs: Any, make: Callable[[Path, Report], None], *, together: bool = False) -> Path:
@@ -64,7 +64,7 @@ class Workspace:
             together: whether all processes make it, as trainings do; only the first may then write.
 
         Raises:
-            InputError: the disk is full; finished stages stay.
+            InputError: the disk is full or closed, or memory is; finished stages stay.
         """
         key = _key_of(inputs)
         folder = self.root / "stages" / name
@@ -105,6 +105,8 @@ class Workspace:
         """Copy what a stage made to where the caller wants it; only the first process does."""
         if first_process():
             copy_folder(made, out)
+            for left in out.parent.glob(f".{out.name}{SCRATCH}*"):  # by killed copies
+                shutil.rmtree(left)
 
     @contextmanager
     def _progress(self, name: str) -> Iterator[Report]:
@@ -184,22 +186,6 @@ def _key(path: Path) -> str | None:
 def _move(source: Path, target: Path) -> None:
     shutil.rmtree(target, ignore_errors=True)
     source.rename(target)
-
-
-@contextmanager
-def room(folder: Path, what: str) -> Iterator[None]:
-    """Turn a full disk, in whatever words a library reports it, into one clear error."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as error:
-        number = getattr(error, "errno", None)
-        words = str(error).lower()
-        if number not in NO_ROOM and not any(sign in words for sign in NO_ROOM_WORDS):
-            raise
-        raise InputError(
-            f"{what} could not be written, the disk that holds {folder} is full; what was finished stays: "
-            "free some room and run the same command again"
-        ) from error
 
 
 @contextmanager
