@@ -7,7 +7,7 @@ from chronomoe import ChronoMoEPipeline
 from chronomoe.data.domains import load_domain
 from chronomoe.data.windows import WindowConfig
 from chronomoe.stages.students import distil_domain
-from chronomoe.training.distillation import DistilConfig
+from chronomoe.training.arguments import DistilConfig
 
 
 def main(out: Path, steps: int = 300) -> None:

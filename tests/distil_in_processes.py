@@ -18,7 +18,8 @@ from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.upcycling import upcycle
 from chronomoe.models.student import StudentConfig, create_student_model
-from chronomoe.training.distillation import DistilConfig, distil
+from chronomoe.training.arguments import DistilConfig
+from chronomoe.training.distillation import distil
 from conftest import FORECASTING, SIZES
 from sample_series import sample_domain
 

@@ -5,18 +5,22 @@ else.
 """
 
 import sys
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 __version__ = version("chronomoe")
 
 __all__ = [
     "BalanceConfig",
+    "Chronos2DistillationTrainer",
+    "Chronos2MoEDistillationTrainer",
     "Chronos2MoELayer",
     "Chronos2MoEModel",
     "ChronoMoEPipeline",
     "DistilledMoE",
+    "DistilConfig",
     "InputError",
     "MixtureConfig",
     "MoEConfig",
@@ -28,6 +32,7 @@ __all__ = [
     "__version__",
     "build_mixture",
     "create_student_model",
+    "fit_router",
     "load_model",
     "load_teacher",
     "upcycle",
@@ -60,3 +65,21 @@ if TYPE_CHECKING or not _is_command_line():
     from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
 
     register()
+
+TRAINING = {
+    "Chronos2DistillationTrainer": "trainer",
+    "Chronos2MoEDistillationTrainer": "trainer",
+    "DistilConfig": "arguments",
+    "fit_router": "routing",
+}
+"""Names that bring in ``transformers.Trainer``, which is slow to import: only when they are asked for."""
+if TYPE_CHECKING:
+    from chronomoe.training.arguments import DistilConfig
+    from chronomoe.training.routing import fit_router
+    from chronomoe.training.trainer import Chronos2DistillationTrainer, Chronos2MoEDistillationTrainer
+
+
+def __getattr__(name: str) -> Any:
+    if name in TRAINING:
+        return getattr(import_module(f"chronomoe.training.{TRAINING[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,7 +23,7 @@ from chronomoe.stages.processes import check_one_process, choose_device
 from chronomoe.stages.soft_targets import Material, check_windows, report_skipped, seed_for
 from chronomoe.stages.students import load_student, taught_teacher
 from chronomoe.stages.workspace import Workspace, check_folder
-from chronomoe.training.distillation import DistilConfig
+from chronomoe.training.arguments import DistilConfig
 
 GENERALIST = "generalist"
 """The student that experts branch from."""

@@ -10,6 +10,7 @@ from chronomoe import ChronoMoEPipeline, InputError, load_model
 from chronomoe.models.mixture.features import NUM_FEATURES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+ROUTES = ("route_1_mixture", "route_2_sparse", "route_3_grown")
 
 
 def load(name: str) -> ModuleType:
@@ -22,8 +23,16 @@ def load(name: str) -> ModuleType:
 
 
 def test_every_example_is_run_by_a_test_of_this_file():
-    tested = {"distil_a_student", "mix_students", "add_a_router", "compare_with_fracast"}
+    tested = {"distil_a_student", "mix_students", "add_a_router", "compare_with_fracast", *ROUTES}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
+
+
+@pytest.mark.parametrize("name", ROUTES)
+def test_the_example_of_a_route_goes_from_teacher_to_forecast_in_under_40_lines(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    load(name).main(steps=2)
+    assert "median: [" in capsys.readouterr().out
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 40
 
 
 def test_the_distillation_example_writes_a_student_and_forecasts(tmp_path, capsys):

@@ -7,7 +7,8 @@ from chronomoe.data.windows import EvaluationWindows, WindowConfig
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.student import StudentConfig, create_student_model
-from chronomoe.training.distillation import DistilConfig, distil, save_curve, training_curve
+from chronomoe.training.arguments import DistilConfig
+from chronomoe.training.distillation import distil, save_curve, training_curve
 from chronomoe.training.losses import LossConfig
 from sample_series import sample_domain
 

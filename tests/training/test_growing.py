@@ -16,7 +16,7 @@ from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline
-from chronomoe.training.distillation import DistilConfig
+from chronomoe.training.arguments import DistilConfig
 from chronomoe.training.growing import ExpansionConfig, expand
 from chronomoe.training.validation import validation_loss
 from sample_series import sample_domain

@@ -15,9 +15,10 @@ from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.upcycling import upcycle
 from chronomoe.models.student import StudentConfig, create_student_model
-from chronomoe.training.distillation import DistilConfig, distil
+from chronomoe.training.arguments import DistilConfig, training_arguments
+from chronomoe.training.distillation import distil
 from chronomoe.training.losses import LossConfig
-from chronomoe.training.trainer import Chronos2MoEDistillationTrainer, training_arguments
+from chronomoe.training.trainer import Chronos2MoEDistillationTrainer
 from sample_series import sample_domain
 
 STEPS = 6
@@ -116,7 +117,7 @@ def test_a_teacher_that_learns_adds_its_hard_and_auxiliary_loss(models, student,
 def test_no_gradient_of_the_student_reaches_the_teacher_that_learns(models, windows, tmp_path):
     teacher, student = models["moe"]
     trainer = Chronos2MoEDistillationTrainer(
-        model=student,
+        student_model=student,
         soft_targets=None,
         teacher=teacher,
         loss=LossConfig(soft_weight=1.0),
@@ -195,7 +196,7 @@ def test_frozen_weights_are_not_in_the_optimiser(student, tmp_path):
     student.requires_grad_(False)
     student.encoder.block[0].layer[2].requires_grad_(True)
     trainer = Chronos2MoEDistillationTrainer(
-        model=student, soft_targets=None, loss=LossConfig(), args=training_arguments(str(tmp_path), max_steps=1)
+        student_model=student, soft_targets=None, loss=LossConfig(), args=training_arguments(str(tmp_path), max_steps=1)
     )
     optimised = {id(value) for group in trainer.create_optimizer().param_groups for value in group["params"]}
     assert optimised == {id(value) for value in student.encoder.block[0].layer[2].parameters()}
@@ -227,7 +228,7 @@ def test_impossible_trainings_are_refused(models, make_teacher, windows, tmp_pat
     teacher, student = models["moe"]
     with pytest.raises(InputError, match=r"aux_weight must be at least 0, got -0\.1"):
         distil(student, windows, None, settings(), tmp_path / "out", aux_weight=-0.1)
-    with pytest.raises(InputError, match="pass teacher or soft_targets, not both"):
+    with pytest.raises(InputError, match="a student has one teacher; pass one of teacher, teacher_pipeline"):
         distil(student, windows, LiveTeacher(teacher), settings(), tmp_path / "out", teacher=teacher)
     other = use_exact_group_attention(make_teacher(forecasting={"quantiles": [0.1, 0.5, 0.9]}))
     with pytest.raises(InputError, match="must forecast the same quantile levels, got 3 and 9"):

@@ -14,9 +14,10 @@ from chronomoe.data.soft_targets import LiveTeacher, SoftTargetStore
 from chronomoe.data.windows import TrainingWindows, WindowConfig, collate
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.student import StudentConfig, create_student_model
-from chronomoe.training.distillation import DistilConfig, distil
+from chronomoe.training.arguments import DistilConfig, training_arguments
+from chronomoe.training.distillation import distil
 from chronomoe.training.losses import LossConfig
-from chronomoe.training.trainer import Chronos2DistillationTrainer, last_checkpoint, training_arguments
+from chronomoe.training.trainer import Chronos2DistillationTrainer, last_checkpoint
 from chronomoe.training.validation import validation_loss
 from sample_series import sample_domain
 
@@ -193,7 +194,7 @@ def pair(make_mixture, experts):
 
 def test_joint_training_uses_two_learning_rates(pair, tmp_path):
     trainer = Chronos2DistillationTrainer(
-        model=pair,
+        student_model=pair,
         learning_rates={"experts": 1e-5},
         args=training_arguments(str(tmp_path), learning_rate=1e-2, max_steps=1),
         data_collator=functools.partial(collate, patch_size=16),
@@ -208,7 +209,7 @@ def test_joint_training_uses_two_learning_rates(pair, tmp_path):
 
 def test_joint_training_decays_neither_biases_nor_norms(pair, tmp_path):
     trainer = Chronos2DistillationTrainer(
-        model=pair,
+        student_model=pair,
         learning_rates={"experts": 1e-5},
         args=training_arguments(str(tmp_path), weight_decay=0.1, max_steps=1),
         data_collator=functools.partial(collate, patch_size=16),
@@ -262,7 +263,7 @@ def test_averaged_weights_are_what_is_validated_and_kept(student, exact, windows
 
 def test_parts_of_a_model_may_have_learning_rates_of_their_own(student, tmp_path):
     trainer = Chronos2DistillationTrainer(
-        model=student,
+        student_model=student,
         learning_rates={"encoder": 1e-5, "output_patch_embedding": 1e-3},
         args=training_arguments(str(tmp_path), learning_rate=1e-2, max_steps=1),
     )

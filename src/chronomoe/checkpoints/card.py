@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from transformers import PreTrainedModel
 
 from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.models.provenance import provenance, teachers
 from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
 
@@ -62,6 +63,7 @@ def model_card(model: PreTrainedModel, *, name: str, sections: Mapping[str, str]
         "quantile levels": ", ".join(f"{level:g}" for level in config.quantiles),
         "longest context": f"{config.context_length} steps",
         "horizon in one pass": f"{horizon} steps; longer ones are unrolled",
+        **_provenance(model),
     }
     plain = not isinstance(model, DistilledMoE | SparseChronos2Model)
     return "\n".join(
@@ -95,6 +97,17 @@ def _what_it_is(model: PreTrainedModel) -> str:
             f"feed-forward blocks, made with ChronoMoE. {SENDS} {TAKES}, as Chronos-2 does."
         )
     return f"A forecasting model of the {CHRONOS} architecture, made with ChronoMoE. {TAKES}."
+
+
+def _provenance(model: PreTrainedModel) -> dict[str, str]:
+    """Return rows for the teacher, and for the data, where they are known of the model or of its experts."""
+    parts = (model, *getattr(model, "experts", ()))
+    data = {name: value for part in parts for name, value in provenance(part.config).data.items()}
+    rows = {
+        "distilled from the teacher of fingerprint": ", ".join(f"`{teacher}`" for teacher in sorted(teachers(model))),
+        "learned from, with fingerprints": ", ".join(f"{name} `{value}`" for name, value in data.items()),
+    }
+    return {heading: text for heading, text in rows.items() if text}
 
 
 def _experts(model: DistilledMoE) -> list[str]:

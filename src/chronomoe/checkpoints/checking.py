@@ -50,6 +50,14 @@ class ForecastingFields:
             raise InputError(f"quantiles must ascend, got {self.quantiles}")
 
 
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid", strict=True))
+class ProvenanceFields:
+    """``provenance`` of a model, or of an expert."""
+
+    teacher: str | None = None
+    data: dict[str, str]
+
+
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore", strict=True, allow_inf_nan=False))
 class ModelFields:
     """The sizes of a Chronos-2 model or an expert, with their defaults."""
@@ -67,6 +75,7 @@ class ModelFields:
     rope_theta: float = Field(10000.0, ge=1, le=1e30)
     feed_forward_proj: str = "relu"
     attn_implementation: Literal["eager", "sdpa"] | None = None
+    provenance: ProvenanceFields | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore", strict=True))

@@ -148,7 +148,7 @@ def distil(
     cannot be inferred (give --freq), and an output folder that is not empty.
     """
     from chronomoe.stages.students import distil_domain
-    from chronomoe.training.distillation import DistilConfig
+    from chronomoe.training.arguments import DistilConfig
     from chronomoe.training.losses import LossConfig
 
     training = opt.pick(DistilConfig, locals(), loss=LossConfig(soft_weight=soft_weight))

@@ -130,7 +130,7 @@ def expand(
     """
     from chronomoe.models.sparse.config import MoEConfig
     from chronomoe.stages.sparse import expand_checkpoint
-    from chronomoe.training.distillation import DistilConfig
+    from chronomoe.training.arguments import DistilConfig
     from chronomoe.training.growing import ExpansionConfig
     from chronomoe.training.losses import LossConfig
 

@@ -82,6 +82,7 @@ def create_student_model(
     if isinstance(config, str):
         config = StudentConfig.preset(config, teacher)
     old, new = teacher.config, copy.deepcopy(teacher.config)
+    vars(new).pop("provenance", None)  # the teacher's own
     for name in ("num_layers", "d_model", "num_heads", "d_ff"):
         wanted = getattr(config, name)
         if wanted is not None:

@@ -21,7 +21,7 @@ from chronomoe.errors import InputError, extra
 from chronomoe.models.balancing import AUX_WEIGHT, LossFreeBias
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
-from chronomoe.training.trainer import on_device
+from chronomoe.training.arguments import on_device
 
 if TYPE_CHECKING:
     from peft import LoraConfig  # type: ignore[import-not-found,import-untyped]

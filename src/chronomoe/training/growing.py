@@ -19,7 +19,8 @@ from chronomoe.models.configuration import Blocks, configuration
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.insertion import MoEEnhancedChronos2, MoEInsertionConfig
 from chronomoe.models.sparse.upcycling import check_dense
-from chronomoe.training.distillation import Curve, DistilConfig, Progress, distil
+from chronomoe.training.arguments import DistilConfig
+from chronomoe.training.distillation import Curve, Progress, distil
 from chronomoe.training.validation import validation_loss
 
 

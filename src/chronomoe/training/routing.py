@@ -4,7 +4,7 @@ import copy
 import functools
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from chronomoe.data.fit_inputs import training_windows, validation_windows, windows_for
 from chronomoe.data.windows import Window, collate, model_inputs, to_device
 from chronomoe.errors import InputError
 from chronomoe.models.configuration import Seed, configuration
@@ -74,6 +75,50 @@ class RouterTrainingConfig:
     def __post_init__(self) -> None:
         if not (self.target_weight or self.mixture_weight):
             raise InputError("target_weight and mixture_weight must not both be 0: nothing would teach the router")
+
+
+def fit_router(
+    mixture: DistilledMoE,
+    train_dataset: Any,
+    eval_dataset: Any = None,
+    *,
+    prediction_length: int = 48,
+    context_length: int = 512,
+    num_windows: int = 4096,
+    args: RouterTrainingConfig | None = None,
+    **columns: Any,
+) -> dict[str, list[float | int]]:
+    """Train the router of a mixture on data of any form; its experts stay as they are.
+
+    Args:
+        mixture: its router is trained in place.
+        train_dataset: see :func:`chronomoe.data.fit_inputs.training_windows`.
+        eval_dataset: likewise, to stop by; the last windows, or the validation parts, of the training data when None.
+        prediction_length: horizon of the windows.
+        context_length: their context.
+        num_windows: drawn from the training data.
+        args: how the router is trained.
+        **columns: ``target``, ``known_covariates`` and ``freq`` of frames and files.
+
+    Returns:
+        The curve of ``train_router``.
+
+    Raises:
+        InputError: the data break a rule, or the settings let nothing reach the router.
+    """
+    config = args or RouterTrainingConfig()
+    shape = windows_for(mixture, prediction_length=prediction_length, context_length=context_length)
+    watched = train_dataset if eval_dataset is None else eval_dataset
+    forecasts = []
+    for windows in (
+        training_windows(train_dataset, shape, size=num_windows, seed=config.seed, **columns),
+        validation_windows(watched, shape, **columns),
+    ):
+        count = range(len(windows))  # type: ignore[arg-type]
+        of = getattr(windows, "domain_of", getattr(windows, "owner", lambda index: 0))
+        forecasts.append(forecast_with_experts(mixture, windows, domain_of=[of(index) for index in count]))
+    train, validation = forecasts
+    return train_router(mixture, train, validation, config)
 
 
 @torch.no_grad()

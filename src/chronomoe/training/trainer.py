@@ -1,30 +1,38 @@
 """The distillation trainer: a ``transformers.Trainer`` of any student from any teacher."""
 
 import functools
+import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from chronos.chronos2 import Chronos2Pipeline
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput
-from transformers.training_args import ParallelMode
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from chronomoe.data.soft_targets import SoftTargets
-from chronomoe.data.windows import Batch, model_inputs
+from chronomoe.data.fingerprint import fingerprints
+from chronomoe.data.fit_inputs import training_windows, validation_windows, windows_for
+from chronomoe.data.soft_targets import LiveTeacher, SoftTargets
+from chronomoe.data.windows import Batch, collate, model_inputs
 from chronomoe.errors import InputError
 from chronomoe.models.balancing import AUX_WEIGHT, LossFreeBias
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.models.provenance import check_teacher, learned
 from chronomoe.models.student import kept_layers
-from chronomoe.training.averaging import averaged_weights
+from chronomoe.models.unwrapping import exact_model_of
+from chronomoe.training.arguments import DistilConfig
+from chronomoe.training.averaging import AveragedAdamW, averaged_weights, use_averaged_weights
 from chronomoe.training.losses import LossConfig, distillation_loss, hidden_loss
 from chronomoe.training.validation import validation_loss
 
-CPU = torch.device("cpu")
+STEPS_OF_AN_EPOCH = 1000
+"""Windows are drawn without end: what ``num_train_epochs`` counts, where ``max_steps`` is not given."""
 
 
 class TeacherAndStudent(nn.Module):
@@ -51,27 +59,48 @@ class Chronos2DistillationTrainer(Trainer):
     windows. In several processes each takes the auxiliary losses of its own batch, as it does the forecast's; loss-free
     biases move by the mean of what each process would do, and what is logged is the mean as well.
 
+    ``train`` leaves the student in evaluation mode, with averaged weights where the optimiser keeps them, and notes in
+    its configuration which teacher and data it learned from.
+
     Args:
-        model: the student: any model that is called as a ``Chronos2Model`` and returns ``normalized_preds``.
-        soft_targets: a live teacher or a store, whose teacher stays as it is; None where ``teacher`` learns, or for the
-            hard loss alone.
+        student_model: any model that is called as a ``Chronos2Model`` and returns ``normalized_preds``, or a pipeline.
+        train_dataset: windows, or data of any form that :func:`chronomoe.data.fit_inputs.training_windows` takes, a
+            frame or what ``Chronos2Pipeline.fit`` takes among them.
+        eval_dataset: likewise; its validation loss is taken.
+        teacher_pipeline: gives the soft targets of every batch, and stays as it is; a pipeline or a model.
+        soft_targets: a store of them, in place of the pipeline; with neither, what happened is all that is learned.
+        prediction_length: horizon of the windows that are cut from data.
+        context_length: their context; the model's where that is shorter.
+        columns: ``target``, ``known_covariates`` and ``freq`` of frames and files.
+        args: how the student is trained; a ``DistilConfig`` brings the losses along.
+        output_dir: of checkpoints, where ``args`` is a ``DistilConfig``; none are kept when None.
         loss: weights and kinds of the losses.
         teacher: one that learns, in place.
-        hidden_teacher: the teacher whose hidden states are followed where ``loss.hidden_weight`` is not 0.
+        hidden_teacher: the teacher whose hidden states are followed where ``loss.hidden_weight`` is not 0;
+            ``teacher_pipeline``'s when None.
         aux_weight: of auxiliary losses; by default a mixture's own, else ``AUX_WEIGHT``.
         learning_rates: of submodules by name, such as ``{"experts": 1e-5}``; the trainer's for all others.
         **trainer: what ``transformers.Trainer`` takes.
 
     Raises:
-        InputError: ``aux_weight`` is negative, there are two teachers, the teacher forecasts other quantile levels, or
-            the student cannot follow hidden states.
+        InputError: ``aux_weight`` is negative, there are two teachers, the teacher forecasts other quantile levels or
+            is not the one that the student has learned from, the student cannot follow hidden states, or the data
+            break a rule.
     """
 
     def __init__(
         self,
         *,
-        model: PreTrainedModel,
+        student_model: PreTrainedModel | Chronos2Pipeline,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        teacher_pipeline: Chronos2Pipeline | ExactChronos2Model | None = None,
         soft_targets: SoftTargets | None = None,
+        prediction_length: int = 48,
+        context_length: int = 512,
+        columns: Mapping[str, Any] | None = None,
+        args: TrainingArguments | DistilConfig | None = None,
+        output_dir: str | Path | None = None,
         loss: LossConfig | None = None,
         teacher: ExactChronos2Model | None = None,
         hidden_teacher: ExactChronos2Model | None = None,
@@ -79,22 +108,66 @@ class Chronos2DistillationTrainer(Trainer):
         learning_rates: Mapping[str, float] | None = None,
         **trainer: Any,
     ) -> None:
-        self.student, self.soft_targets, self.loss = model, soft_targets, loss or LossConfig()
-        self.aux_weight = getattr(model, "aux_weight", AUX_WEIGHT) if aux_weight is None else aux_weight
+        config = DistilConfig() if args is None else args
+        self.student = student = exact_model_of(student_model)
+        self.loss = loss or (config.loss if isinstance(config, DistilConfig) else LossConfig())
+        self.aux_weight = getattr(student, "aux_weight", AUX_WEIGHT) if aux_weight is None else aux_weight
         if not self.aux_weight >= 0:
             raise InputError(f"aux_weight must be at least 0, got {self.aux_weight}")
+        if sum(one is not None for one in (teacher, teacher_pipeline, soft_targets)) > 1:
+            raise InputError("a student has one teacher; pass one of teacher, teacher_pipeline and soft_targets")
+        if teacher_pipeline is not None:
+            soft_targets = LiveTeacher(exact_model_of(teacher_pipeline))
+            check_levels(soft_targets.teacher, student)
+            hidden_teacher = hidden_teacher or soft_targets.teacher
         if teacher is not None:
-            if soft_targets is not None:
-                raise InputError(
-                    "a teacher that learns gives the soft targets itself; pass teacher or soft_targets, not both"
-                )
-            check_levels(teacher, model)
+            check_levels(teacher, student)
         if self.loss.hidden_weight:
-            _check_hidden(model, hidden_teacher)
-        super().__init__(model=model if teacher is None else TeacherAndStudent(teacher, model), **trainer)
+            _check_hidden(student, hidden_teacher)
+        self.soft_targets = soft_targets
+        if isinstance(config, DistilConfig):
+            folder = tempfile.gettempdir() if output_dir is None else str(output_dir)
+            arguments = config.arguments(
+                folder, device=student.device, saves=output_dir is not None, validates=eval_dataset is not None
+            )
+            if config.ema_decay:
+                rates = {
+                    "lr": config.learning_rate,
+                    "betas": (arguments.adam_beta1, arguments.adam_beta2),
+                    "fused": True,
+                }
+                trainer["optimizer_cls_and_kwargs"] = (AveragedAdamW, rates | {"average_decay": config.ema_decay})
+        else:
+            arguments = config
+        windows = windows_for(student, prediction_length=prediction_length, context_length=context_length)
+        given = dict(columns or {})
+        if train_dataset is not None:
+            size, seed = _draws(arguments), arguments.seed
+            train_dataset = training_windows(train_dataset, windows, size=size, seed=seed, **given)
+        if eval_dataset is not None:
+            eval_dataset = validation_windows(eval_dataset, windows, **given)
+        gather = functools.partial(collate, patch_size=student.chronos_config.output_patch_size)
+        super().__init__(
+            model=student if teacher is None else TeacherAndStudent(teacher, student),
+            args=arguments,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            **{"data_collator": gather} | trainer,
+        )
+        self.remove_callback(PrinterCallback)
         self.hidden_teacher = None if hidden_teacher is None else hidden_teacher.eval()
         self.learning_rates = dict(learning_rates or {})
         self._parts: dict[str, list[Tensor]] = defaultdict(list)
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train as ``transformers.Trainer.train`` does, whose arguments these are."""
+        taught = getattr(self.soft_targets, "revision", None)
+        check_teacher(self.student, taught)
+        result = super().train(*args, **kwargs)
+        use_averaged_weights(self.optimizer)
+        self.model.eval()
+        learned(self.student, teacher=taught, data=fingerprints(self.train_dataset))
+        return result
 
     def compute_loss(
         self,
@@ -196,6 +269,12 @@ Chronos2MoEDistillationTrainer = Chronos2DistillationTrainer
 """One trainer serves networks with MoE layers, as student, teacher or both."""
 
 
+def _draws(args: TrainingArguments) -> int:
+    """Return how many windows a training sees, or an epoch where its steps are not said."""
+    batch: int = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    return batch * (args.max_steps if args.max_steps > 0 else STEPS_OF_AN_EPOCH)
+
+
 def _auxiliary(output: Any, like: Tensor) -> Tensor:
     auxiliary: Tensor | None = getattr(output, "aux_loss", None)
     return like.new_zeros(()) if auxiliary is None else auxiliary
@@ -236,43 +315,3 @@ def last_checkpoint(folder: Path) -> str | None:
     complete = [state.parent for state in states if state.read_text().endswith("}\n")]
     latest = max(complete, key=lambda checkpoint: int(checkpoint.name.rsplit("-", 1)[1]), default=None)
     return None if latest is None else str(latest)
-
-
-def training_arguments(folder: str, *, device: torch.device = CPU, **changes: Any) -> TrainingArguments:
-    """Return the arguments that all our trainers share, with changes; nothing is reported to the outside.
-
-    Args:
-        folder: for checkpoints.
-        device: where the model is, and stays.
-        **changes: of ``TrainingArguments``.
-    """
-    settings: dict[str, Any] = {
-        "output_dir": folder,
-        "report_to": "none",
-        "remove_unused_columns": False,
-        "label_names": ["future_target"],
-        "prediction_loss_only": True,
-        "use_cpu": device.type == "cpu",
-        "dataloader_pin_memory": device.type == "cuda",
-        "ddp_find_unused_parameters": True,  # univariate batches leave group attention's q and k unused
-        "optim": "adamw_torch_fused",
-        "adam_beta2": 0.98,
-        "max_grad_norm": 1.0,
-        "save_total_limit": 1,
-        "disable_tqdm": True,
-    }
-    return on_device(TrainingArguments(**(settings | changes)), device)
-
-
-def on_device(arguments: TrainingArguments, device: torch.device) -> TrainingArguments:
-    """Let a trainer use this one device, where ``transformers`` takes the first of its kind, or all in turns.
-
-    Of several processes each already has its own.
-    """
-    if arguments.parallel_mode == ParallelMode.DISTRIBUTED:
-        return arguments
-    if device.type == "cuda":
-        torch.cuda.set_device(device)  # accelerate's "cuda" is the current one
-    arguments.__dict__["_setup_devices"] = device  # what ``arguments.device`` found out
-    arguments._n_gpu = int(device.type != "cpu")
-    return arguments

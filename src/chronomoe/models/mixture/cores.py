@@ -30,4 +30,5 @@ def core_fields(config: Chronos2CoreConfig) -> dict[str, Any]:
     """Return what a mixture's configuration holds about one expert."""
     fields = ("d_model", "d_kv", "d_ff", "num_layers", "num_heads", "dropout_rate", "layer_norm_epsilon")
     more = ("initializer_factor", "feed_forward_proj", "rope_theta", "chronos_config")
-    return {name: copy.deepcopy(getattr(config, name)) for name in (*fields, *more)}
+    known = {"provenance": copy.deepcopy(config.provenance)} if getattr(config, "provenance", None) else {}
+    return {name: copy.deepcopy(getattr(config, name)) for name in (*fields, *more)} | known

@@ -29,6 +29,7 @@ from chronomoe.models.configuration import configuration, parse
 from chronomoe.models.mixture.cores import check_same_task, core_fields
 from chronomoe.models.mixture.features import series_features
 from chronomoe.models.mixture.router import RouterConfig, Routing, RoutingConfig, TimeSeriesRouter, choose, pool_groups
+from chronomoe.models.provenance import warn_of_mixed
 from chronomoe.models.scaling import loc_and_scale
 from chronomoe.models.sparse.upcycling import check_dense
 from chronomoe.models.unwrapping import model_of
@@ -375,6 +376,7 @@ def build_mixture(
     members: dict[str, Chronos2Model] = {name: model_of(expert) for name, expert in named.items()}
     for name, model in members.items():
         check_dense(model, what=f"expert {name!r}", remedy="distil a student, or forecast with that model itself")
+    warn_of_mixed(members)
     config = config or MixtureConfig()
     if num_experts_per_tok is not None:
         config = replace(config, routing=replace(config.routing, top_k=num_experts_per_tok))
