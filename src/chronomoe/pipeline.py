@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from chronomoe.checkpoints.adapters import save_adapters
+from chronomoe.checkpoints.finding import exported
 from chronomoe.checkpoints.loading import load_checkpoint, merge
 from chronomoe.checkpoints.writing import PUSH_OPTIONS, push_folder, write_checkpoint
 from chronomoe.data.batching import runs_of_similar, without_future
@@ -22,7 +23,7 @@ from chronomoe.data.forecasts import check_asked, forecast, known_names, take_in
 from chronomoe.data.frames import tidy
 from chronomoe.data.intake import Wish
 from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
-from chronomoe.errors import InputError
+from chronomoe.errors import InputError, extra
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.cross_learning import RoutedBySeries, series_of_rows
 from chronomoe.models.mixture.mixture import DistilledMoE
@@ -65,11 +66,8 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
       future values included. ``cross_learning`` makes one group of the batch, so this asks it of all its series.
     """
 
-    def __init__(self, model: PreTrainedModel, *, trials: DtypeTrials | None = None) -> None:
-        """Wrap a model, in evaluation mode; a stock ``Chronos2Model`` gets the exact but faster forward pass.
-
-        ``trials`` settle the type that it computes in; without them it is the model's ``compute_dtype``.
-        """
+    def __init__(self, model: Any, *, trials: DtypeTrials | None = None) -> None:
+        """Wrap a model, in evaluation mode, a stock one with the faster forward pass; ``trials`` choose its type."""
         self.trials = trials
         if type(model) is Chronos2Model:
             use_exact_group_attention(model)
@@ -89,14 +87,20 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
             **kwargs: as in ``PreTrainedModel.from_pretrained``. ``dtype`` is float32 unless given, whatever is stored.
                 "auto" keeps the weights in float32 and takes the encoder's products in bfloat16 where the processor has
                 units for it and a short trial, one for each size of a batch, says that it wins. That changes the
-                weighted quantile loss on real series by less than 0.1 %.
+                weighted quantile loss on real series by less than 0.1 %. ``backend="onnx"`` forecasts through ONNX
+                Runtime what ``chronomoe export`` wrote: the default for a folder that holds such a graph.
 
         Raises:
             InputError: there is no such checkpoint, its weights are missing, cut short or do not fit its
                 configuration, or it is of another architecture or a newer format. Only safetensors are read, and no
                 code of a checkpoint is run.
         """
-        model = load_checkpoint(pretrained_model_name_or_path, *args, force_s3_download=force_s3_download, **kwargs)
+        name, backend = pretrained_model_name_or_path, kwargs.pop("backend", None)
+        if exported(name, backend):
+            with extra("onnx"):
+                from chronomoe.export.runtime import OnnxModel
+            return cls(OnnxModel(name))
+        model = load_checkpoint(name, *args, force_s3_download=force_s3_download, **kwargs)
         auto = (kwargs.get("dtype") or kwargs.get("torch_dtype")) == "auto"
         return cls(model, trials=DtypeTrials(time.perf_counter) if auto else None)
 
@@ -219,7 +223,7 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         level = constant_level(torch.cat([context, future_covariates], dim=1), group_ids=group_ids)
         level = level.to("cpu", torch.float32)  # as upstream's forecast, whatever the program's default
         alone = copy.copy(self)  # of this call: threads may share a pipeline
-        if isinstance(self.model, DistilledMoE) and len(group_ids.unique()) < len(target_idx_ranges):
+        if hasattr(self.model, "route") and len(group_ids.unique()) < len(target_idx_ranges):
             alone.model = RoutedBySeries(self.model, series_of_rows(target_idx_ranges, len(context)))
         forecasts: list[Tensor] = super(ChronoMoEPipeline, alone)._predict_batch(
             context, group_ids, future_covariates, *rest, target_idx_ranges=target_idx_ranges, **options
@@ -269,6 +273,10 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         """
         if finetune_mode not in ("full", "lora"):
             raise InputError(f"finetune_mode must be 'full' or 'lora', got {finetune_mode!r}")
+        if not isinstance(self.model, torch.nn.Module):
+            raise InputError(
+                "an exported model only forecasts; fine-tune the checkpoint it was made of, and export that"
+            )
         context_length = context_length or self.model_context_length
         if learning_rate is None:
             grown = finetune_mode == "full" and isinstance(self.model, MoEEnhancedChronos2)
@@ -342,7 +350,7 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
 
         The inputs are those of ``predict``. Horizons beyond one pass are routed anew for each pass; this is the first.
         """
-        mixture = self._mixture("routing")
+        mixture = self.model if hasattr(self.model, "route") else self._mixture("routing")
         known = without_future(inputs)
         answer = []
         for batch in self._dataset(known, horizon=0, batch_size=batch_size, context_length=context_length):

@@ -15,7 +15,7 @@ from chronomoe.errors import InputError, extra
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(chronomoe.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("autogluon", "baselines", "darts", "fev", "gluonts", "lora", "pretrain", "s3", "sktime")
+EXTRAS = ("autogluon", "baselines", "darts", "fev", "gluonts", "lora", "onnx", "pretrain", "s3", "sktime")
 """Extras whose packages ``src`` imports; the others are data, or for developers."""
 INSIDE = {"torch.utils.tensorboard": "tensorboard"}
 """Modules that import a package which is not theirs."""
@@ -45,7 +45,11 @@ def distributions(module):
     return {normal(found) for found in DISTRIBUTIONS.get(top, [top])}
 
 
-def imported(source):
+ROOMS = {"export": "onnx"}
+"""Folders that only what stands in a ``with extra(...)`` block imports."""
+
+
+def imported(source, room=None):
     """List what a source imports, each with the extra whose ``with extra(...)`` block it stands in."""
     found = []
 
@@ -61,14 +65,14 @@ def imported(source):
         for child in ast.iter_child_nodes(node):
             visit(child, within)
 
-    visit(ast.parse(source), None)
+    visit(ast.parse(source), ROOMS.get(room))
     return found
 
 
 IMPORTS = [
     (str(path.relative_to(SOURCE)), module, within)
     for path in sorted(SOURCE.rglob("*.py"))
-    for module, within in imported(path.read_text())
+    for module, within in imported(path.read_text(), path.relative_to(SOURCE).parts[0])
     if distributions(module)
 ]
 
@@ -85,7 +89,7 @@ def test_every_import_is_declared_where_it_is_needed():
 def test_nothing_is_declared_that_is_not_imported():
     used = set().union(*(distributions(module) for _, module, _ in IMPORTS))
     declared = CORE.union(*OPTIONAL.values())
-    assert declared - used - {"boto3"} == set()  # upstream reads S3 with boto3 for us
+    assert declared - used - {"boto3", "onnxscript"} == set()  # upstream reads S3, and torch exports, with these for us
 
 
 def test_a_missing_extra_is_refused_with_the_command_that_installs_it():

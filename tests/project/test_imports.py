@@ -11,7 +11,7 @@ LAYERS = [
     {"run", "plan", "inputs", "recipe", "predict", "pretraining"},
     {"stages"},
     {"report", "evaluation"},
-    {"pipeline", "checkpoints"},
+    {"pipeline", "checkpoints", "export"},
     {"training"},
     {"data"},
     {"models"},

@@ -17,6 +17,8 @@ SHIPPED = ("tiny",)
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 ADAPTER = "adapter_config.json"
 WEIGHTS = "*.safetensors"
+GRAPH = "model.onnx"
+"""What a folder holds instead that was exported."""
 
 
 def find_checkpoint(name: str | Path, *, subfolder: str = "", force_s3_download: bool = False) -> str:
@@ -40,6 +42,17 @@ def find_checkpoint(name: str | Path, *, subfolder: str = "", force_s3_download:
             return str(name)
     _check_folder(folder / subfolder, name=str(name))
     return str(folder)
+
+
+def exported(name: str | Path, backend: str | None) -> bool:
+    """Whether a checkpoint is to be loaded as an exported graph: if asked for, or if its folder holds one.
+
+    Raises:
+        InputError: there is no such backend.
+    """
+    if backend not in (None, "torch", "onnx"):
+        raise InputError(f"backend must be 'torch' or 'onnx', got {backend!r}")
+    return backend == "onnx" or (backend is None and (Path(name).expanduser() / GRAPH).is_file())
 
 
 def _names_a_folder(name: str | Path) -> bool:

@@ -15,12 +15,14 @@ from transformers import PreTrainedModel
 
 from chronomoe.checkpoints.card import model_card
 from chronomoe.checkpoints.checking import FORMAT
+from chronomoe.checkpoints.finding import GRAPH
 from chronomoe.errors import InputError
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
 
 CHECKPOINT_FILES = (
     "*.safetensors",
+    f"{GRAPH}*",
     "pytorch_model*.bin",
     "adapter_model.bin",
     "*.index.json",

@@ -15,6 +15,7 @@ from typer.core import TyperCommand
 
 from chronomoe import __version__
 from chronomoe.cli import options as opt
+from chronomoe.cli.export import export
 from chronomoe.cli.recipes import plan, run
 from chronomoe.cli.sparse import expand, upcycle
 from chronomoe.cli.tables import print_records
@@ -215,6 +216,7 @@ def compose(
 
 command()(upcycle)
 command()(expand)
+command()(export)
 
 
 @command()
@@ -274,7 +276,7 @@ def predict(
     levels: Annotated[str, typer.Option(help="Quantile levels, separated by commas.")] = "0.1,0.5,0.9",
     batch_size: Annotated[int, typer.Option(help="Series to forecast at once.")] = 256,
     device: opt.Device = "auto",
-    dtype: opt.Dtype = "auto",
+    dtype: opt.Dtype = "float32",
 ) -> None:
     """Forecast every series of a file.
 

@@ -1,6 +1,8 @@
 """Series features that do not change when a series is shifted or scaled."""
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,7 +21,42 @@ NUM_FEATURES = len(LAGS) + NUM_BANDS + NUM_RECENT + NUM_SHAPE
 TINY = torch.finfo(torch.float32).tiny
 
 
-def series_features(context: Float[Tensor, "batch time"], *, max_length: int = 512) -> Float[Tensor, "batch feature"]:
+class Spectra(NamedTuple):
+    """Sums over a standardised series ``z`` and over the mask of what was observed of it."""
+
+    products: Float[Tensor, "batch lag"]  # of values that far apart
+    pairs: Float[Tensor, "batch lag"]  # of observed values that far apart
+    power: Float[Tensor, "batch frequency"]  # at the frequencies of a series of full length, without its mean
+
+
+def fourier_spectra(z: Tensor, mask: Tensor, *, lags: Tensor, length: int) -> Spectra:
+    """Sum through the fast Fourier transform."""
+    spectrum = torch.fft.rfft(torch.stack([z, mask]), n=2 * length)  # as long again: lags do not wrap around
+    power = spectrum.real.square() + spectrum.imag.square()
+    products, pairs = torch.fft.irfft(power, n=2 * length)
+    return Spectra(products[:, lags], pairs[:, lags], power[0, :, 2::2])
+
+
+def direct_spectra(z: Tensor, mask: Tensor, *, lags: Tensor, length: int) -> Spectra:
+    """Sum term by term and by one matrix product: the same where there is no fast Fourier transform, as in a graph."""
+    step = torch.arange(z.shape[1])
+    earlier = step - lags[:, None]  # (lag, time)
+    reached = (earlier >= 0).float()
+    earlier = earlier.clamp(min=0)
+    products, pairs = ((part[:, earlier] * reached * part[:, None]).sum(dim=2) for part in (z, mask))
+    turns = torch.outer(step, torch.arange(1, length // 2 + 1)) % length  # whole numbers: exact at any length
+    angle = turns.double() * (2 * torch.pi / length)
+    waves = torch.cat([angle.cos(), angle.sin()], dim=1).float()
+    cosine, sine = (z @ waves).chunk(2, dim=1)
+    return Spectra(products, pairs, cosine.square() + sine.square())
+
+
+def series_features(
+    context: Float[Tensor, "batch time"],
+    *,
+    max_length: int = 512,
+    spectra: Callable[..., Spectra] = fourier_spectra,
+) -> Float[Tensor, "batch feature"]:
     """Describe each series by its shape alone, from its last ``max_length`` steps.
 
     Moments, trend, recent values, autocorrelation, periodogram, missingness and intermittency, each of the order of
@@ -34,12 +71,12 @@ def series_features(context: Float[Tensor, "batch time"], *, max_length: int = 5
     seen = values.isfinite()
     mask = seen.float()
     z = _standardized(values, seen, mask)
-    spectrum = torch.fft.rfft(torch.stack([z, mask]), n=2 * length)  # as long again: lags do not wrap around
-    power = spectrum.real.square() + spectrum.imag.square()
+    lags = torch.tensor([lag if lag < z.shape[1] else 0 for lag in LAGS], device=z.device)
+    sums = spectra(z, mask, lags=lags, length=length)
     parts = [
         _shape(z, seen, mask, max_length),
-        _autocorrelation(*torch.fft.irfft(power, n=2 * length), num_steps=z.shape[1]),
-        _bands(power[0, :, 2::2]),  # every second frequency: those of a series of ``length`` steps
+        _autocorrelation(sums.products, sums.pairs, lags=lags),
+        _bands(sums.power),
         torch.arcsinh(z[:, -NUM_RECENT:]),
     ]
     return torch.cat(parts, dim=1).nan_to_num(0.0, 0.0, 0.0).clamp(-10, 10)
@@ -99,12 +136,11 @@ def _shape(z: Tensor, seen: Tensor, mask: Tensor, max_length: int) -> Tensor:
     )
 
 
-def _autocorrelation(products: Tensor, pairs: Tensor, *, num_steps: int) -> Tensor:
-    """Take the mean product at each lag, where enough pairs were seen; both are sums at all lags."""
-    lags = torch.tensor([lag if lag < num_steps else 0 for lag in LAGS], device=products.device)
-    count = pairs[:, lags].round()
+def _autocorrelation(products: Tensor, pairs: Tensor, *, lags: Tensor) -> Tensor:
+    """Take the mean product at each lag, where enough pairs were seen."""
+    count = pairs.round()
     enough = (count >= 2 * lags) & (lags > 0)
-    return torch.where(enough, products[:, lags] / count.clamp(min=1), 0.0)
+    return torch.where(enough, products / count.clamp(min=1), 0.0)
 
 
 def _bands(power: Tensor) -> Tensor:

@@ -1,0 +1,134 @@
+"""Running an exported graph in ONNX Runtime, called as the model that it was made of."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from chronos.chronos2.config import Chronos2ForecastingConfig
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from chronomoe.checkpoints.finding import GRAPH, read_config
+from chronomoe.errors import InputError
+from chronomoe.models.chronos2 import ForecastOutput
+from chronomoe.models.mixture.router import Routing
+
+
+class OnnxModel:
+    """A student or mixture as an ONNX graph. It forecasts; it does not train, embed or give attention weights.
+
+    Called as ``Chronos2Model.forward`` is, and for mixtures with ``route_ids`` as :class:`DistilledMoE`.
+
+    Args:
+        folder: holds ``model.onnx`` and the ``config.json`` of the model it was made of.
+        threads: of the runtime; as many as torch uses when None.
+
+    Raises:
+        InputError: there is no exported model in the folder, or the runtime cannot read it.
+    """
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+        path = Path(folder).expanduser() / GRAPH
+        if not path.is_file():
+            raise InputError(f"no exported model in {str(folder)!r}: it has no {GRAPH}; make one with chronomoe export")
+        self._path = path
+        values = read_config(str(folder), {})
+        try:
+            self.chronos_config = Chronos2ForecastingConfig(**values["chronos_config"])
+            self.config = PretrainedConfig(expert_names=list(values["expert_names"]))
+        except (KeyError, TypeError) as error:
+            raise InputError(
+                f"cannot load {str(folder)!r}: its config.json lacks what an export writes: {error}"
+            ) from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or torch.get_num_threads()
+        try:
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # the runtime's errors have no common class of their own
+            if type(error).__module__.startswith("onnxruntime"):
+                raise InputError(f"cannot load {str(path)!r}: {' '.join(str(error).split())}") from None
+            raise
+
+    def eval(self) -> "OnnxModel":
+        """Return itself, as it is always in evaluation mode."""
+        return self
+
+    def to(self, device: torch.device | str) -> "OnnxModel":
+        """Stay on the CPU, where the graph runs."""
+        if torch.device(device).type != "cpu":
+            raise InputError(f"an exported model runs on the CPU, got device {str(device)!r}")
+        return self
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type was settled when the graph was exported."""
+        return torch.float32
+
+    @compute_dtype.setter
+    def compute_dtype(self, dtype: torch.dtype) -> None:
+        if dtype != torch.float32:
+            raise InputError(
+                f"the type of an exported model was settled by its export, got {dtype}; use float32 or auto"
+            )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the digest of the graph, which tells one model from another."""
+        with self._path.open("rb") as graph:
+            digest = hashlib.file_digest(graph, "sha256").digest()
+        return {GRAPH: torch.frombuffer(bytearray(digest), dtype=torch.uint8)}
+
+    def __call__(
+        self,
+        context: Float[Tensor, "batch time"],
+        *,
+        group_ids: Int[Tensor, " batch"] | None = None,
+        route_ids: Int[Tensor, " batch"] | None = None,
+        future_covariates: Float[Tensor, "batch known"] | None = None,
+        num_output_patches: int = 1,
+    ) -> ForecastOutput:
+        """Forecast; ``quantile_preds`` is ``(batch, quantile, horizon)`` in the unit of each series."""
+        limit, steps = (
+            self.chronos_config.max_output_patches,
+            num_output_patches * self.chronos_config.output_patch_size,
+        )
+        if not 1 <= num_output_patches <= limit:
+            raise InputError(f"num_output_patches must be from 1 to {limit}, got {num_output_patches}")
+        future = torch.full((len(context), steps), torch.nan)
+        if future_covariates is not None:
+            future[:, : future_covariates.shape[1]] = future_covariates[:, :steps]
+        quantiles = self._run("quantile_preds", context, group_ids, route_ids, future)
+        return ForecastOutput(quantile_preds=torch.from_numpy(quantiles))
+
+    def route(self, context: Float[Tensor, "batch time"], *, group_ids: Int[Tensor, " batch"] | None = None) -> Routing:
+        """Choose experts for each row; probabilities and scores are not part of the graph, gates stand for them."""
+        gates = torch.from_numpy(self._run("gates", context, group_ids, None, torch.full((len(context), 1), torch.nan)))
+        gate, expert = gates.sort(dim=1, descending=True, stable=True)
+        return Routing(expert, gate, gates, gates)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("encode", "save_pretrained", "train", "parameters", "named_modules"):
+            raise InputError(f"an exported model only forecasts, it has no {name}; load the checkpoint it was made of")
+        raise AttributeError(name)
+
+    def _run(
+        self, output: str, context: Tensor, group_ids: Tensor | None, route_ids: Tensor | None, future: Tensor
+    ) -> np.ndarray:
+        alone = torch.arange(len(context))
+        groups = alone if group_ids is None else group_ids
+        inputs = {
+            "context": context[:, -self.chronos_config.context_length :].float(),
+            "group_ids": groups,
+            "route_ids": groups if route_ids is None else route_ids,
+            "future_covariates": future,
+        }
+        options = onnxruntime.RunOptions()
+        options.only_execute_path_to_fetches = True
+        arrays = {name: np.ascontiguousarray(part.numpy()) for name, part in inputs.items()}
+        result: np.ndarray = self._session.run([output], arrays, options)[0]
+        return result

@@ -1,0 +1,201 @@
+"""A student or a whole mixture as one ONNX graph: the numbers of the model it was made of."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from chronomoe import ChronoMoEPipeline
+from chronomoe.errors import InputError
+from chronomoe.models.mixture.features import LAGS, direct_spectra, fourier_spectra, series_features
+from chronomoe.models.scaling import loc_and_scale, loc_and_scale_without_branch
+from chronomoe.models.sparse.config import MoEConfig
+from chronomoe.models.sparse.upcycling import upcycle
+from chronomoe.models.student import StudentConfig, create_student_model
+from chronomoe.predict import predict_file
+from sample_series import sample_domain, series_to_frame
+
+pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+pytest.importorskip("onnxscript", reason="needs the extra onnx")
+onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+
+TOLERANCE = 2e-5
+"""Of a difference, relative to the spread of a row's forecast."""
+
+
+def export(folder, out, *options):
+    """Call the command in a process of its own: torch cannot trace what the suite's shape checks wrap."""
+    command = [sys.executable, "-m", "chronomoe", "export", str(folder), "--out", str(out), *options]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def exported(make_teacher, make_context, tmp_path_factory):
+    """Export a mixture of experts of two shapes, whose router takes sides; return both pipelines and the folder."""
+    from chronomoe.models.chronos2 import use_exact_group_attention
+    from chronomoe.models.mixture.mixture import MixtureConfig, build_mixture
+    from chronomoe.models.mixture.router import RouterConfig, RoutingConfig
+
+    sizes = {"a": {"num_layers": 1}, "b": {"num_layers": 2, "d_ff": 64}, "generalist": {"num_layers": 1}}
+    experts = {
+        name: use_exact_group_attention(make_teacher(seed=seed, **size))
+        for seed, (name, size) in enumerate(sizes.items())
+    }
+    config = MixtureConfig(router=RouterConfig(use_patch_embedding=True), routing=RoutingConfig(top_k=2, threshold=0.7))
+    mixture = build_mixture(experts, config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in mixture.router.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+        mixture.router.network[-1].weight.mul_(6)
+    root = tmp_path_factory.mktemp("onnx")
+    pipeline = ChronoMoEPipeline(mixture)
+    pipeline.save_pretrained(root / "mixture")
+    done = export(root / "mixture", root / "graph")
+    assert done.returncode == 0, done.stderr
+    return pipeline, ChronoMoEPipeline.from_pretrained(root / "graph"), root / "graph"
+
+
+def assert_same(graph, model, inputs):
+    with torch.no_grad():
+        expected = model(**inputs).quantile_preds
+    found = graph(**inputs).quantile_preds
+    assert found.shape == expected.shape
+    gap = (found - expected).abs() / (expected.std(dim=(1, 2), keepdim=True) + 1e-3 * expected.abs() + 1e-6)
+    assert gap.max() < TOLERANCE
+
+
+@pytest.mark.parametrize(("rows", "length", "patches"), [(1, 1, 1), (1, 128, 4), (7, 100, 2), (6, 300, 3)])
+def test_batches_of_any_size_context_and_horizon(exported, make_context, rows, length, patches):
+    pipeline, loaded, _ = exported
+    assert_same(loaded.model, pipeline.model, {"context": make_context(rows, length), "num_output_patches": patches})
+
+
+def test_gaps_groups_and_known_covariates(exported, batch, gappy):
+    pipeline, loaded, _ = exported
+    batch.pop("future_target")
+    assert_same(loaded.model, pipeline.model, batch)
+    assert_same(loaded.model, pipeline.model, {"context": gappy, "num_output_patches": 2})
+
+
+def test_the_same_experts_count_the_same(exported, make_context):
+    pipeline, loaded, _ = exported
+    series = list(make_context(12, 90))
+    expected, found = pipeline.routing(series), loaded.routing(series)
+    assert [list(one) for one in found] == [list(one) for one in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert list(one.values()) == pytest.approx(list(other.values()), abs=1e-5)
+    assert len({name for one in found for name in one}) > 1, "the router takes sides"
+
+
+@pytest.mark.parametrize("cross_learning", [False, True])
+@pytest.mark.filterwarnings("ignore:We recommend keeping prediction length")
+def test_long_horizons_are_unrolled_alike(exported, make_context, cross_learning):
+    pipeline, loaded, _ = exported
+    series = [row[index * 7 :] for index, row in enumerate(make_context(4, 100))]
+    options = {"prediction_length": 150, "cross_learning": cross_learning}
+    for found, expected in zip(loaded.predict(series, **options), pipeline.predict(series, **options), strict=True):
+        assert (found - expected).abs().max() < 10 * TOLERANCE * expected.std()
+
+
+def test_frames_are_forecast_alike(exported):
+    pipeline, loaded, _ = exported
+    frame = series_to_frame(sample_domain(count=3, length=90).series)
+    expected, found = (one.predict_df(frame, prediction_length=20) for one in (pipeline, loaded))
+    numbers = expected.select_dtypes("number").columns
+    assert found.drop(columns=numbers).equals(expected.drop(columns=numbers))
+    assert np.allclose(found[numbers], expected[numbers], rtol=1e-4, atol=1e-4)
+
+
+def test_files_are_forecast_with_a_graph(exported, tmp_path):
+    pipeline, _, folder = exported
+    frame = series_to_frame(sample_domain(count=3, length=90).series)
+    frame.to_parquet(tmp_path / "past.parquet")
+    predict_file(folder, tmp_path / "past.parquet", horizon=20, out=tmp_path / "out.parquet")
+    expected = pipeline.predict_df(frame, prediction_length=20)
+    assert np.allclose(
+        pd.read_parquet(tmp_path / "out.parquet").predictions, expected.predictions, rtol=1e-4, atol=1e-4
+    )
+    with pytest.raises(InputError, match="settled by its export"):
+        predict_file(folder, tmp_path / "past.parquet", horizon=20, out=tmp_path / "out.parquet", dtype="bfloat16")
+
+
+def test_every_expert_stands_in_a_branch(exported):
+    graph = onnx.load(exported[2] / "model.onnx").graph
+    branches = [node for node in graph.node if node.op_type == "If"]
+    assert len(branches) == 3
+    outside = {node.op_type for node in graph.node if node.name.startswith("expert") and node.op_type != "If"}
+    assert "MatMul" not in outside, "an expert that no row chose is not entered"
+
+
+@pytest.mark.parametrize("method", ["fit", "embed", "set_routing", "save_pretrained"])
+def test_what_a_graph_cannot_do_is_refused(exported, make_context, tmp_path, method):
+    loaded = exported[1]
+    series = [make_context(1, 60)[0]]
+    call = {
+        "fit": lambda: loaded.fit(series, prediction_length=16, num_steps=1, output_dir=tmp_path),
+        "embed": lambda: loaded.embed(series),
+        "set_routing": lambda: loaded.set_routing(top_k=1),
+        "save_pretrained": lambda: loaded.save_pretrained(tmp_path / "again"),
+    }[method]
+    with pytest.raises(InputError, match="exported|mixture"):
+        call()
+
+
+def test_int8_changes_little_and_depends_on_no_other_row(make_teacher, make_context, tmp_path):
+    student = create_student_model(make_teacher(), StudentConfig(num_layers=2)).eval()
+    ChronoMoEPipeline(student).save_pretrained(tmp_path / "student")
+    frame = series_to_frame(sample_domain(count=4, length=400).series)
+    frame.to_parquet(tmp_path / "data.parquet")
+    options = ["--int8", "--data", str(tmp_path / "data.parquet"), "--horizon", "16", "--context-length", "96"]
+    done = export(tmp_path / "student", tmp_path / "int8", *options)
+    assert done.returncode == 0, done.stderr
+    loaded = ChronoMoEPipeline.from_pretrained(tmp_path / "int8", backend="onnx")
+    context = torch.from_numpy(np.stack([row[:96] for _, row in frame.groupby("item_id")["target"]])).float()
+    with torch.no_grad():
+        exact = student(context).quantile_preds
+    rough = loaded.model(context).quantile_preds
+    assert 0 < (rough - exact).abs().mean() < 0.05 * exact.std()
+    alone = torch.cat([loaded.model(row[None]).quantile_preds for row in context])
+    assert torch.allclose(rough, alone, rtol=1e-4, atol=1e-5)
+    ops = {node.op_type for node in onnx.load(tmp_path / "int8" / "model.onnx").graph.node[-1:]}
+    assert ops, "the graph is not empty"
+
+
+def test_sparse_models_wrong_options_and_other_folders_are_refused(make_teacher, tmp_path):
+    sparse = upcycle(
+        create_student_model(make_teacher(), StudentConfig(num_layers=1)), MoEConfig(num_experts=2, top_k=1)
+    )
+    ChronoMoEPipeline(sparse).save_pretrained(tmp_path / "sparse")
+    done = export(tmp_path / "sparse", tmp_path / "graph")
+    assert done.returncode == 2
+    assert "only students and mixtures" in done.stderr
+    assert not (tmp_path / "graph").exists()
+    assert "--int8 needs --data" in export(tmp_path / "sparse", tmp_path / "graph", "--int8").stderr
+    with pytest.raises(InputError, match="no exported model"):
+        ChronoMoEPipeline.from_pretrained(tmp_path / "sparse", backend="onnx")
+    with pytest.raises(InputError, match="backend must be"):
+        ChronoMoEPipeline.from_pretrained(tmp_path / "sparse", backend="tflite")
+
+
+def test_spectra_summed_directly_are_those_of_the_fourier_transform(gappy):
+    mask = gappy.isfinite().float()
+    z = torch.where(mask > 0, gappy, 0.0)
+    z = z / z.abs().amax().clamp(min=1)
+    lags = torch.tensor([lag if lag < z.shape[1] else 0 for lag in LAGS])
+    for ours, theirs in zip(
+        *(f(z, mask, lags=lags, length=128) for f in (direct_spectra, fourier_spectra)), strict=True
+    ):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    features = [series_features(gappy, max_length=128, spectra=one) for one in (direct_spectra, fourier_spectra)]
+    assert torch.allclose(*features, atol=1e-5)
+
+
+def test_location_and_scale_without_a_branch(gappy, make_teacher):
+    norm = make_teacher().instance_norm
+    rows = torch.cat([gappy, gappy[:2] * 1e30, gappy[:2] * 1e-30, torch.zeros(1, gappy.shape[1])])
+    for ours, theirs in zip(loc_and_scale_without_branch(rows, norm), loc_and_scale(rows, norm), strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5)
