@@ -56,7 +56,7 @@ def test_upcycle_makes_the_layers_that_its_options_name(chronomoe, teacher_folde
     status, out, _ = chronomoe("upcycle", teacher_folder, "--layers", "1", *words, "--out", tmp_path / "moe")
     assert status == 0, out
     model = ChronoMoEPipeline.from_pretrained(tmp_path / "moe").model
-    assert MoEConfig.from_dict(model.config.moe) == MoEConfig(**settings, layers=(1,))
+    assert MoEConfig(**model.config.moe) == MoEConfig(**settings, layers=(1,))
     assert model.moe_layers[1].wi.shape[:2] == (4, 32)
 
 

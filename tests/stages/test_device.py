@@ -21,9 +21,9 @@ from chronomoe.stages.soft_targets import Material
 from chronomoe.stages.workspace import Workspace
 from chronomoe.training.arguments import DistilConfig, training_arguments
 from chronomoe.training.distillation import distil
-from chronomoe.training.growing import validation_loss
 from chronomoe.training.losses import LossConfig
 from chronomoe.training.routing import RouterTrainingConfig, forecast_with_experts, train_router
+from chronomoe.training.validation import validation_loss
 from pretend_gpu import GPU, pretend_gpu
 from sample_series import sample_domain
 
