@@ -52,8 +52,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# On cores that do nothing else, in under 15 minutes; docs/speed.md has the table.
 bench: $(STAMP)
-	for file in bench/[a-z]*.py; do $(BIN)/python $$file || exit 1; done
+	$(BIN)/python tools/run_benchmarks.py
 
 report: $(STAMP)
 	$(BIN)/chronomoe report $(OUT)

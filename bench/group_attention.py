@@ -1,76 +1,54 @@
 """Is exact per-group attention faster than upstream's attention over the whole batch, at equal numbers?
 
-Both forecast the same batch in turns, for univariate batches of growing size and for groups of four rows.
+Both forecast the same rows in turns, as groups of one and of ten. The model has the width of Chronos-2 and fewer
+layers, which are all alike: 1,000 rows of the whole model would take upstream minutes.
 """
 
 import argparse
-import json
-import statistics
-import time
 
 import torch
-from chronos.chronos2 import Chronos2Model
-from chronos.chronos2.config import Chronos2CoreConfig
+from answer import answer, exact, full_size, in_turns, medians, ratio
 
-from chronomoe.models.chronos2 import use_exact_group_attention
+from chronomoe.models.precision import has_bfloat16_units
 
 CONTEXT_LENGTH, NUM_PATCHES = 512, 6
-CONFIG = Chronos2CoreConfig(
-    d_model=256,
-    d_kv=64,
-    d_ff=1024,
-    num_layers=4,
-    num_heads=4,
-    dropout_rate=0.0,
-    chronos_config={
-        "context_length": CONTEXT_LENGTH,
-        "input_patch_size": 16,
-        "input_patch_stride": 16,
-        "output_patch_size": 16,
-        "max_output_patches": NUM_PATCHES,
-        "quantiles": [0.1, 0.5, 0.9],
-        "use_reg_token": True,
-        "use_arcsinh": True,
-    },
-)
 
 
-@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=[16, 64, 256])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--group-sizes", type=int, nargs="+", default=[1, 10])
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--d-model", type=int, default=768)
+    parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
-    torch.manual_seed(0)
-    upstream = Chronos2Model(CONFIG).eval()
-    exact = Chronos2Model(CONFIG).eval()
-    exact.load_state_dict(upstream.state_dict())
-    use_exact_group_attention(exact)
-    cases = []
-    for rows in options.rows:
-        for size in (1, 4):
-            context, group_ids = torch.randn(rows, CONTEXT_LENGTH), torch.arange(rows) // size
-            seconds: dict[str, list[float]] = {"upstream": [], "exact": []}
-            outputs = {}
-            for _ in range(options.repeats + 1):
-                for name, model in (("upstream", upstream), ("exact", exact)):
-                    begin = time.perf_counter()
-                    outputs[name] = model(context, group_ids=group_ids, num_output_patches=NUM_PATCHES).quantile_preds
-                    seconds[name].append(time.perf_counter() - begin)
-            median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
-            cases.append(
-                {
-                    "rows": rows,
-                    "group_size": size,
-                    "upstream_ms": round(1000 * median["upstream"], 1),
-                    "exact_ms": round(1000 * median["exact"], 1),
-                    "speedup": round(median["upstream"] / median["exact"], 2),
-                    "max_difference": (outputs["upstream"] - outputs["exact"]).abs().max().item(),
-                }
-            )
-    print(
-        json.dumps({"question": "exact against upstream forward", "threads": torch.get_num_threads(), "cases": cases})
-    )
+    upstream = full_size(num_layers=options.layers, d_model=options.d_model)
+    ours = exact(upstream)
+    context = torch.randn(options.rows, CONTEXT_LENGTH, generator=torch.Generator().manual_seed(0))
+    cases, reach = [], {}
+    for size in options.group_sizes:
+        inputs = {"group_ids": torch.arange(options.rows) // size, "num_output_patches": NUM_PATCHES}
+        outputs = {}
+
+        def run(name: str, *, narrow: bool = False, inputs=inputs, outputs=outputs) -> None:
+            with torch.inference_mode():
+                if name == "upstream":
+                    outputs[name] = upstream(context, **inputs)
+                    return
+                ours.compute_dtype = torch.bfloat16 if narrow else torch.float32
+                outputs[name] = ours(context, **inputs)
+
+        sides = {"upstream": lambda run=run: run("upstream"), "exact": lambda run=run: run("exact")}
+        if has_bfloat16_units(context.device):
+            sides["exact bf16"] = lambda run=run: run("exact bf16", narrow=True)
+        seconds = in_turns(sides, repeats=options.repeats)
+        difference = (outputs["upstream"].quantile_preds - outputs["exact"].quantile_preds).abs().max().item()
+        cases.append({"rows": options.rows, "group_size": size, **medians(seconds), "max_difference": difference})
+        for name in list(sides)[1:]:
+            kind = "bf16" if "bf16" in name else "float32"
+            groups = f"{options.rows // size} groups of {size}, exact against upstream, {kind}"
+            reach[groups] = ratio(seconds, over="upstream", under=name)
+    answer("exact group attention against upstream's", reach=reach, layers=options.layers, cases=cases)
 
 
 if __name__ == "__main__":

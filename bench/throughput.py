@@ -1,85 +1,83 @@
-"""How much faster than upstream's full-size Chronos-2 are K = 2 mixtures of our preset students of it?
+"""How much faster than upstream's full-size Chronos-2 is a mixture of students of it, at batches of 1, 64 and 256?
 
-The teacher is randomly initialised at the size of amazon/chronos-2 (119.5M parameters): time does not depend on the
-weights. Upstream's code, our exact forward pass of the same model and a mixture of each preset forecast the same batch
-in turns, in one process; medians and ratios of one run.
+Upstream's code in float32 and in bf16 autocast, our exact forward pass of the same 119.5M model, one student and a
+mixture of four, each in float32 and bf16, forecast the same rows in turns. Upstream's best is its faster type at that
+batch. The router is as sure as a trained one: most rows take one expert, and the mean is stated.
 """
 
 import argparse
-import json
+from collections import Counter
 
 import torch
-from chronos.chronos2 import Chronos2Model
-from chronos.chronos2.config import Chronos2CoreConfig
-from transformers import PreTrainedModel
+from answer import answer, exact, forecast, full_size, in_turns, medians, mixture_of
 
-from chronomoe.evaluation.cost import compare, count_flops, varied_context
-from chronomoe.models.chronos2 import use_exact_group_attention
-from chronomoe.models.mixture.mixture import MixtureConfig, build_mixture
-from chronomoe.models.mixture.router import RoutingConfig
-from chronomoe.models.student import StudentConfig, create_student_model
-from chronomoe.pretraining.teacher import QUANTILE_LEVELS
+from chronomoe.evaluation.cost import count_flops, varied_context
+from chronomoe.models.precision import has_bfloat16_units
 
-FULL_SIZE = Chronos2CoreConfig(
-    d_model=768,
-    d_kv=64,
-    d_ff=3072,
-    num_layers=12,
-    num_heads=12,
-    dropout_rate=0.0,
-    chronos_config={
-        "context_length": 8192,
-        "input_patch_size": 16,
-        "input_patch_stride": 16,
-        "output_patch_size": 16,
-        "max_output_patches": 64,
-        "quantiles": list(QUANTILE_LEVELS),
-        "use_reg_token": True,
-        "use_arcsinh": True,
-    },
-)
+TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+TURNS = {1: 20, 64: 4, 256: 2}
+"""For each size of a batch; long ones are steady."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--context-length", type=int, default=512)
     parser.add_argument("--horizon", type=int, default=96)
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64, 256])
     parser.add_argument("--num-experts", type=int, default=4)
-    parser.add_argument("--top-k", type=int, default=1)  # what most series use
-    parser.add_argument("--presets", nargs="+", default=["slim", "small"])
-    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--preset", default="slim")
+    parser.add_argument("--layers", type=int, default=12, help="of the teacher; 12 is the full size")
+    parser.add_argument("--repeats", type=int, help="turns of each batch instead of those that suit its size")
     options = parser.parse_args()
+    upstream = full_size(num_layers=options.layers)
+    mixture = mixture_of(upstream, preset=options.preset, num_experts=options.num_experts)
+    models = {"upstream": upstream, "exact": exact(upstream), "student": mixture.experts[0], "mixture": mixture}
+    types = {name: dtype for name, dtype in TYPES.items() if name == "float32" or has_bfloat16_units(upstream.device)}
+    found, experts = {}, {}
+    for rows in options.batch_sizes:
+        context = varied_context(rows, context_length=options.context_length)
+        sides = {
+            f"{name} {kind}": forecast(model, context, horizon=options.horizon, dtype=dtype)
+            for name, model in models.items()
+            for kind, dtype in types.items()
+        }
+        routing = sides["mixture float32"]().routing
+        experts[rows] = round((routing.gate > 0).sum(dim=1).float().mean().item(), 2)
+        found[rows] = medians(in_turns(sides, repeats=options.repeats or TURNS.get(rows, 3)))
 
-    torch.manual_seed(0)
-    upstream = Chronos2Model(FULL_SIZE).eval()
-    exact = Chronos2Model(FULL_SIZE).eval()
-    exact.load_state_dict(upstream.state_dict())
-    models: dict[str, PreTrainedModel] = {"upstream": upstream, "exact": use_exact_group_attention(exact)}
-    students = {}
-    for preset in options.presets:
-        size = StudentConfig.preset(preset, upstream)
-        experts = {f"expert-{index}": create_student_model(upstream, size) for index in range(options.num_experts)}
-        students[preset] = next(iter(experts.values())).num_parameters()
-        models[preset] = build_mixture(experts, MixtureConfig(routing=RoutingConfig(top_k=options.top_k))).eval()
-    context = varied_context(options.batch_size, context_length=options.context_length)
-    costs = compare(models, context, horizon=options.horizon, repeats=options.repeats)
+    def best(name: str, rows: int) -> float:
+        return min(time for side, time in found[rows].items() if side.startswith(name))
+
+    large, few = max(options.batch_sizes), min(options.batch_sizes)
+    middle = sorted(options.batch_sizes)[len(options.batch_sizes) // 2]
+    reach = Counter()
+    for kind in types:
+        times = {rows: found[rows] for rows in found}
+        reach[f"mixture against upstream float32, batch {large}, {kind}"] = (
+            times[large]["upstream float32"] / times[large][f"mixture {kind}"]
+        )
+        reach[f"mixture against upstream at its best, batch {large}, {kind}"] = (
+            best("upstream", large) / times[large][f"mixture {kind}"]
+        )
+        reach[f"mixture against upstream float32, batch {few}, {kind}"] = (
+            times[few]["upstream float32"] / times[few][f"mixture {kind}"]
+        )
+        reach[f"exact forward pass of the whole model, batch {middle}, {kind}"] = (
+            times[middle]["upstream float32"] / times[middle][f"exact {kind}"]
+        )
     flops = {name: count_flops(model, context[:1], horizon=options.horizon) for name, model in models.items()}
-    base = costs["upstream"]
-    answer = {
-        "question": "speed against upstream's full-size Chronos-2",
-        **vars(options),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "parameters": {name: cost.parameters for name, cost in costs.items()},
-        "student_parameters": students,
-        "throughput": {name: round(cost.throughput, 2) for name, cost in costs.items()},
-        "latency_p50_ms": {name: round(cost.latency_p50_ms, 1) for name, cost in costs.items()},
-        "throughput_ratio": {name: round(cost.throughput / base.throughput, 2) for name, cost in costs.items()},
-        "latency_ratio": {name: round(base.latency_p50_ms / cost.latency_p50_ms, 2) for name, cost in costs.items()},
-        "flop_ratio": {name: round(flops["upstream"] / count, 2) for name, count in flops.items()},
-    }
-    print(json.dumps(answer))
+    answer(
+        "speed against upstream's full-size Chronos-2",
+        reach={measure: round(value, 2) for measure, value in reach.items()},
+        context_length=options.context_length,
+        horizon=options.horizon,
+        preset=options.preset,
+        num_experts=options.num_experts,
+        parameters={name: sum(p.numel() for p in model.parameters()) for name, model in models.items()},
+        mean_experts=experts,
+        milliseconds=found,
+        flop_ratio={name: round(flops["upstream"] / count, 2) for name, count in flops.items()},
+    )
 
 
 if __name__ == "__main__":

@@ -1,0 +1,73 @@
+"""The page of speed is written from lines, and the cost model finds the coefficients that made its cases."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+import cost_model
+import run_benchmarks
+
+FACTS = {
+    "clock": "wall",
+    "threads": 2,
+    "machine": {"processor": "A Processor", "cores": 2, "flags": ["avx2", "amx_bf16"]},
+    "versions": {"torch": "2.13.0"},
+}
+REACH = {
+    "throughput": {"mixture against upstream float32, batch 256, float32": 15.0, "new measure": 3.0}
+    | {"mixture against upstream float32, batch 256, bf16": 48.25},
+    "startup": {"chronomoe --help against import torch": 0.134},
+}
+
+
+@pytest.fixture
+def lines(tmp_path):
+    path = tmp_path / "speed.jsonl"
+    path.write_text(
+        "".join(json.dumps({"benchmark": name, "reach": reach, **FACTS}) + "\n" for name, reach in REACH.items())
+    )
+    return path
+
+
+def test_the_page_shows_every_measure_once_beside_its_aim_and_says_where(lines, tmp_path, monkeypatch, capsys):
+    page = tmp_path / "speed.md"
+    page.write_text(f"before\n{run_benchmarks.START}\nold\n{run_benchmarks.END}\nafter\n")
+    monkeypatch.setattr(sys, "argv", ["x", "--no-run", "--lines", str(lines), "--page", str(page)])
+    run_benchmarks.main()
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "Measured on A Processor (avx2, amx_bf16), 2 of 2 cores, torch 2.13.0, wall clock; one run." in text
+    assert "| mixture against upstream float32, batch 256 | 15 | 48.25 | 18 / 50 |" in text
+    assert "| chronomoe --help against import torch | 0.134 | - | 0.8 |" in text
+    assert "| new measure | 3 | - | - |" in text
+    assert "| 15 | 48.25 |" in capsys.readouterr().out
+
+
+def test_the_cost_model_finds_the_coefficients_that_made_its_cases():
+    rng = np.random.default_rng(0)
+    true = np.array([2.0, 1.5, 0.02, 0.04, 1e-4, 0.03])
+    cases = [
+        {
+            "context_length": int(rng.choice([64, 512, 2048])),
+            "horizon": int(rng.choice([16, 96, 384])),
+            "rows": int(rng.choice([1, 8, 64])),
+            "mean_experts": float(rng.choice([1, 2])),
+            "experts_run": int(rng.choice([1, 4])),
+            "dtype": "float32",
+        }
+        for _ in range(40)
+    ]
+    for case in cases:
+        case["milliseconds"] = float(cost_model.terms(case, patch_size=16) @ true)
+    found, error = cost_model.fit(cases, patch_size=16)
+    np.testing.assert_allclose(list(found.values()), true, rtol=1e-3)
+    assert error < 1e-3
+    (row,) = cost_model.page({"patch_size": 16, "threads": 1, "cases": cases})[2:]
+    batch = float(cost_model.terms(cost_model.USUAL, patch_size=16) @ true)
+    assert row.endswith(f"| {batch / 1000 * 1e8 / 256 / 3600:.0f} |")
