@@ -66,7 +66,7 @@ routes: demo
 	$(BIN)/chronomoe run demo-routes --out $(OUT)-routes
 
 figures: evidence
-	$(BIN)/python tools/update_readme.py runs/evidence-full --bench
+	$(BIN)/python tools/update_readme.py runs/evidence-full
 
 # Every table of docs/results.md, from runs: hours at full size; SIZE=small takes minutes and only shows that it works.
 # DATA names a folder of the public files listed in tools/evidence.yaml; without it, what needs them is left out.

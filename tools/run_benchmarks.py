@@ -1,6 +1,6 @@
-"""Run the benchmarks and write docs/speed.md's figures from their JSON lines; called by ``make bench``.
+"""Run the benchmarks and write the figures of docs/speed.md and README.md from their JSON lines; for ``make bench``.
 
-    python tools/run_benchmarks.py [NAME ...] [--lines docs/speed.jsonl] [--page docs/speed.md] [--no-run]
+    python tools/run_benchmarks.py [NAME ...] [--lines docs/speed.jsonl] [--no-run]
 
 Lines of benchmarks that do not run stay what they are. Times mean something on cores that do nothing else.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import cost_model
 
 START, END = "<!-- figures: written by `make bench` -->", "<!-- end of figures -->"
+SPEED, END_OF_SPEED = "<!-- speed: written by `make bench` -->", "<!-- end of speed -->"
 BENCH = Path(__file__).parents[1] / "bench"
 SHARED = "answer"
 AIMS = {
@@ -73,18 +74,54 @@ def table(answers: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
+def place(answer: dict[str, Any]) -> str:
+    """Say where an answer was measured."""
+    machine = answer["machine"]
+    return (
+        f"{machine['processor']} ({', '.join(machine['flags']) or 'no vector units known'}), {answer['threads']} of "
+        f"{machine['cores']} cores, torch {answer['versions']['torch']}, "
+        f"{'wall clock' if answer['clock'] == 'wall' else 'processor time'}, one run"
+    )
+
+
 def figures(answers: dict[str, dict[str, Any]]) -> str:
-    """Return the Markdown between the two marks: where it was measured, and the table."""
-    places = {
-        f"{answer['machine']['processor']} ({', '.join(answer['machine']['flags']) or 'no vector units known'}), "
-        f"{answer['threads']} of {answer['machine']['cores']} cores, torch {answer['versions']['torch']}, "
-        f"{'wall clock' if answer['clock'] == 'wall' else 'processor time'}"
-        for answer in answers.values()
-        if "machine" in answer
-    }
-    said = [f"Measured on {place}; one run." for place in sorted(places)]
+    """Return the Markdown of the page: where it was measured, the table, and the cost model."""
+    places = sorted({place(answer) for answer in answers.values() if "machine" in answer})
     cost = ["", *cost_model.page(answers["cost"])] if "cost" in answers else []
-    return "\n".join([START, *said, "", *table(answers), *cost, END])
+    return "\n".join([*(f"Measured on {one}." for one in places), "", *table(answers), *cost])
+
+
+def summary(answer: dict[str, Any], router: dict[str, Any] | None) -> str:
+    """Return the Markdown of the README: times of upstream and of a mixture for each size of a batch."""
+    sizes = {name: f"{count / 1e6:.1f}M" for name, count in answer["parameters"].items()}
+    lines = [
+        f"Milliseconds of a batch of forecasts, context {answer['context_length']}, horizon {answer['horizon']}: "
+        f"upstream's code on a full-size Chronos-2 ({sizes['upstream']} parameters, random weights), and a mixture of "
+        f"{answer['num_experts']} `{answer['preset']}` students of it ({sizes['student']} each) at its mean number of "
+        f"experts. {place(answer)}; [more](docs/speed.md).",
+        "",
+        "| series | experts | upstream float32 | upstream bf16 | mixture float32 | mixture bf16 | times as fast |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    columns = [f"{name} {kind}" for name in ("upstream", "mixture") for kind in TYPES]
+    for rows, times in answer["milliseconds"].items():
+        cells = " | ".join(f"{times[name]:,.4g}" if name in times else "-" for name in columns)
+        gains = [times["upstream float32"] / times[name] for name in columns[2:] if name in times]
+        gain = " / ".join(f"**{value:.1f}**" for value in gains)
+        lines.append(f"| {rows} | {answer['mean_experts'][rows]} | {cells} | {gain} |")
+    if router is not None:
+        lines += [
+            "",
+            f"Router training on cached forecasts, {router['windows']} windows, {router['experts']} experts, "
+            f"{router['epochs']} epochs: {router['seconds']:.0f} s.",
+        ]
+    return "\n".join(lines)
+
+
+def put(page: Path, text: str, *, start: str, end: str) -> None:
+    """Put text between two marks of a page."""
+    before, rest = page.read_text().split(start)
+    page.write_text(f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 def main() -> None:
@@ -93,14 +130,15 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="benchmarks to run; all by default")
     parser.add_argument("--lines", type=Path, default=Path("docs/speed.jsonl"))
     parser.add_argument("--page", type=Path, default=Path("docs/speed.md"))
-    parser.add_argument("--no-run", action="store_true", help="only write the page")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    parser.add_argument("--no-run", action="store_true", help="only write the pages")
     options = parser.parse_args()
     if not options.no_run:
         run(options.names or sorted({path.stem for path in BENCH.glob("*.py")} - {SHARED}), options.lines)
     answers = read(options.lines)
-    text = options.page.read_text()
-    before, rest = text.split(START)
-    options.page.write_text(before + figures(answers) + rest.split(END)[1])
+    put(options.page, figures(answers), start=START, end=END)
+    if "throughput" in answers:
+        put(options.readme, summary(answers["throughput"], answers.get("router")), start=SPEED, end=END_OF_SPEED)
     print("\n".join(table(answers)))
 
 

@@ -1,9 +1,8 @@
 """Write measured figures into README.md; called by ``make figures``.
 
-    python tools/update_readme.py EVIDENCE [--bench]
+    python tools/update_readme.py EVIDENCE
 
-EVIDENCE: the folder in which ``tools/evidence.py`` left its results. With ``--bench`` two benchmarks are run too, and
-the figures of speed are replaced.
+EVIDENCE: the folder in which ``tools/evidence.py`` left its results.
 """
 
 import argparse
@@ -16,7 +15,6 @@ from typing import Any
 from evidence_tables import span, spread, table
 
 ACCURACY = "<!-- accuracy: written by `make figures` -->", "<!-- end of accuracy -->"
-SPEED = "<!-- figures: written by `make figures` -->", "<!-- end of figures -->"
 RIVALS = {
     "own single": "each domain's **own single**",
     "own expert": "each domain's own expert, looked up by name",
@@ -57,45 +55,6 @@ def _of_seeds(claims: dict[str, Any]) -> dict[str, str]:
     return {rival: spread([one[0] for one in by_metric["WQL"].values()]) for rival, by_metric in claims.items()}
 
 
-def speed(found: dict[str, Any], router: dict[str, Any]) -> list[str]:
-    """Return the figures of ``bench/throughput.py`` and ``bench/router.py``."""
-    ratio, latency, flops = found["throughput_ratio"], found["latency_ratio"], found["flop_ratio"]
-    whole = found["parameters"]["upstream"]
-    rows = [
-        [
-            f"mixture of `{preset}` students",
-            f"{size / 1e6:.1f}M, {1 - size / whole:.0%} fewer",
-            f"**{ratio[preset]:.1f} times**",
-            f"{latency[preset]:.1f} times faster",
-            f"{flops[preset]:.1f} times fewer",
-        ]
-        for preset, size in found["student_parameters"].items()
-    ]
-    exact = [f"{ratio['exact']:.2f} times", f"{latency['exact']:.2f} times faster", f"{flops['exact']:.2f} times fewer"]
-    return [
-        f"Speed against upstream's code on a full-size Chronos-2 ({whole / 1e6:.1f}M parameters, random weights): "
-        f"K = {found['top_k']} mixtures of {found['num_experts']} preset students of it, context "
-        f"{found['context_length']}, horizon {found['horizon']}, batch {found['batch_size']}, {found['threads']} "
-        "threads, one run.",
-        "",
-        *table(
-            ["model", "parameters of a student", "throughput", "latency at batch 1", "operations"],
-            [*rows, ["the teacher itself, our exact forward pass", "-", *exact]],
-        ),
-        "",
-        f"Router training on cached forecasts, {router['windows']} windows, {router['experts']} experts, "
-        f"{router['epochs']} epochs: {router['seconds']:.0f} s.",
-    ]
-
-
-def benchmark(name: str) -> dict[str, Any]:
-    """Run a benchmark and return its one JSON line."""
-    command = [sys.executable, f"bench/{name}.py"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
-
-
 def between(text: str, marks: tuple[str, str], lines: list[str]) -> str:
     """Replace what stands between two marks."""
     before, rest = text.split(marks[0])
@@ -106,13 +65,10 @@ def main() -> None:
     """Replace what stands between the marks of README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("evidence", type=Path, help="folder of results")
-    parser.add_argument("--bench", action="store_true", help="measure speed, too")
     options = parser.parse_args()
     readme = Path("README.md")
     found = {path.stem: json.loads(path.read_text()) for path in options.evidence.glob("*.json")}
     text = between(readme.read_text(), ACCURACY, accuracy(found))
-    if options.bench:
-        text = between(text, SPEED, speed(benchmark("throughput"), benchmark("router")))
     readme.write_text(text)
 
 

@@ -22,30 +22,45 @@ REACH = {
     | {"mixture against upstream float32, batch 256, bf16": 48.25},
     "startup": {"chronomoe --help against import torch": 0.134},
 }
+THROUGHPUT = {
+    "parameters": {"upstream": 119_500_000, "student": 12_700_000},
+    "context_length": 512,
+    "horizon": 96,
+    "num_experts": 4,
+    "preset": "slim",
+    "mean_experts": {"1": 1.0},
+    "milliseconds": {
+        "1": {"upstream float32": 90.0, "upstream bf16": 120.0, "mixture float32": 9.0, "mixture bf16": 7.5}
+    },
+}
 
 
 @pytest.fixture
 def lines(tmp_path):
     path = tmp_path / "speed.jsonl"
-    path.write_text(
-        "".join(json.dumps({"benchmark": name, "reach": reach, **FACTS}) + "\n" for name, reach in REACH.items())
-    )
+    found = {name: {"benchmark": name, "reach": reach, **FACTS} for name, reach in REACH.items()}
+    found["throughput"] |= THROUGHPUT
+    path.write_text("".join(json.dumps(line) + "\n" for line in found.values()))
     return path
 
 
 def test_the_page_shows_every_measure_once_beside_its_aim_and_says_where(lines, tmp_path, monkeypatch, capsys):
     page = tmp_path / "speed.md"
     page.write_text(f"before\n{run_benchmarks.START}\nold\n{run_benchmarks.END}\nafter\n")
-    monkeypatch.setattr(sys, "argv", ["x", "--no-run", "--lines", str(lines), "--page", str(page)])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{run_benchmarks.SPEED}\nold\n{run_benchmarks.END_OF_SPEED}\n")
+    given = ["--no-run", "--lines", str(lines), "--page", str(page), "--readme", str(readme)]
+    monkeypatch.setattr(sys, "argv", ["x", *given])
     run_benchmarks.main()
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert "old" not in text
-    assert "Measured on A Processor (avx2, amx_bf16), 2 of 2 cores, torch 2.13.0, wall clock; one run." in text
+    assert "Measured on A Processor (avx2, amx_bf16), 2 of 2 cores, torch 2.13.0, wall clock, one run." in text
     assert "| mixture against upstream float32, batch 256 | 15 | 48.25 | 18 / 50 |" in text
     assert "| chronomoe --help against import torch | 0.134 | - | 0.8 |" in text
     assert "| new measure | 3 | - | - |" in text
+    assert "| 1 | 1.0 | 90 | 120 | 9 | 7.5 | **10.0** / **12.0** |" in readme.read_text()
     assert "| 15 | 48.25 |" in capsys.readouterr().out
 
 
