@@ -7,12 +7,10 @@ on the machine meets both sides.
 """
 
 import argparse
-import json
 import statistics
-import time
-from collections.abc import Callable
 
 import torch
+from answer import Seconds, answer, in_turns
 from chronos.chronos2.config import Chronos2CoreConfig
 from chronos.chronos2.layers import FeedForward
 from torch import Tensor
@@ -20,20 +18,6 @@ from torch import Tensor
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.dispatch import run_experts
 from chronomoe.models.sparse.layer import Chronos2MoELayer
-
-Seconds = dict[str, list[float]]
-
-
-def in_turns(sides: dict[str, Callable[[], object]], *, repeats: int) -> Seconds:
-    """Time every side once a turn, the first one last in every other turn; two turns warm up."""
-    seconds: Seconds = {name: [] for name in sides}
-    for turn in range(repeats + 2):
-        for name in list(sides)[:: 1 if turn % 2 else -1]:
-            begin = time.perf_counter()
-            sides[name]()
-            if turn > 1:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
 
 
 def summary(seconds: Seconds, *, over: str, under: str) -> dict[str, float]:
@@ -73,6 +57,7 @@ def dispatch_case(num_experts: int, num_tokens: int, top_k: int, options: argpar
             "grouped": lambda: run_experts(tokens, expert, gate, **weights, activate=activate),
         },
         repeats=repeats,
+        warm_up=2,
     )
     case = {"num_experts": num_experts, "tokens": num_tokens, "top_k": top_k}
     return case | summary(seconds, over="loop", under="grouped") | {"max_difference": difference.abs().max().item()}
@@ -102,7 +87,7 @@ def layer_against_dense(options: argparse.Namespace) -> dict[str, object]:
     result |= {"expert_width": d_ff // top_k, "dense_d_ff": d_ff}
     for name, step in (("inference", forecast), ("training", train)):
         sides = {"layer": lambda step=step: step(layer), "dense": lambda step=step: step(dense)}
-        seconds = in_turns(sides, repeats=2 * options.repeats)
+        seconds = in_turns(sides, repeats=2 * options.repeats, warm_up=2)
         result[name] = summary(seconds, over="layer", under="dense")
     return result
 
@@ -127,19 +112,13 @@ def main() -> None:
         for top_k in options.top_k
         if top_k <= num_experts
     ]
-    print(
-        json.dumps(
-            {
-                "question": "grouped dispatch against a loop over experts; an MoE layer against a dense block",
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "d_model": options.d_model,
-                "width": options.width,
-                "least_speedup_over_loop": min(case["ratio"] for case in cases),
-                "layer_against_dense": dense,
-                "cases": cases,
-            }
-        )
+    answer(
+        "grouped dispatch against a loop over experts; an MoE layer against a dense block",
+        d_model=options.d_model,
+        width=options.width,
+        least_speedup_over_loop=min(case["ratio"] for case in cases),
+        layer_against_dense=dense,
+        cases=cases,
     )
 
 

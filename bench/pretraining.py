@@ -8,12 +8,11 @@ packing, windows of mixed lengths are padded to the longest, or sorted by length
 
 import argparse
 import copy
-import json
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
+from answer import answer, in_turns, ratio
 from chronos.chronos2 import Chronos2Model
 from torch import Tensor
 
@@ -91,20 +90,10 @@ def packed(lengths: list[int], *, rows: int, horizon: int) -> Batches:
 
 
 def compare(without: Step, with_measure: Step, *, samples: int, repeats: int) -> dict[str, float]:
-    """Take both in turns, after one turn to warm up; each ratio is of one turn, so that other load meets both."""
-    turns: list[tuple[float, float]] = []
-    for _ in range(repeats + 1):
-        seconds = []
-        for step in (without, with_measure):
-            begin = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - begin)
-        turns.append((seconds[0], seconds[1]))
-    slow, fast = zip(*turns[1:], strict=True)
-    return {
-        "without_per_second": round(samples / statistics.median(slow), 1),
-        "with_per_second": round(samples / statistics.median(fast), 1),
-        "ratio": round(statistics.median(one / other for one, other in turns[1:]), 2),
+    """Take both in turns, after one turn to warm up."""
+    seconds = in_turns({"without": without, "with": with_measure}, repeats=repeats)
+    return {f"{name}_per_second": round(samples / statistics.median(times), 1) for name, times in seconds.items()} | {
+        "ratio": ratio(seconds, over="without", under="with")
     }
 
 
@@ -158,21 +147,14 @@ def main() -> None:
         name: compare(without, with_measure, samples=samples, repeats=options.repeats)
         for name, (without, with_measure, samples) in measures(options).items()
     }
-    print(
-        json.dumps(
-            {
-                "question": "samples per second with and without each efficiency measure of pretraining",
-                "threads": torch.get_num_threads(),
-                "torch": torch.__version__,
-                "bf16_instructions": torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported(),
-                "rows": options.rows,
-                "context_length": options.context_length,
-                "horizon": options.horizon,
-                "d_model": options.d_model,
-                "layers": options.layers,
-                "measures": found,
-            }
-        )
+    answer(
+        "samples per second with and without each efficiency measure of pretraining",
+        rows=options.rows,
+        context_length=options.context_length,
+        horizon=options.horizon,
+        d_model=options.d_model,
+        layers=options.layers,
+        measures=found,
     )
 
 

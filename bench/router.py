@@ -4,10 +4,9 @@ As many windows, experts, quantiles and steps as the demo has, of random forecas
 """
 
 import argparse
-import json
-import time
 
 import torch
+from answer import answer, clock
 from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
 
@@ -57,20 +56,15 @@ def main() -> None:
     mixture = build_mixture({f"expert-{index}": Chronos2Model(core) for index in range(EXPERTS)}, MixtureConfig())
     train, validation = forecasts(options.windows), forecasts(VALIDATION)
     config = RouterTrainingConfig(epochs=options.epochs, patience=options.epochs)
-    begin = time.perf_counter()
+    begin = clock()
     curve = train_router(mixture, train, validation, config)
-    seconds = time.perf_counter() - begin
-    print(
-        json.dumps(
-            {
-                "question": "router training from cached forecasts",
-                "seconds": round(seconds, 1),
-                "epochs": len(curve["step"]),
-                "windows": options.windows,
-                "experts": EXPERTS,
-                "threads": torch.get_num_threads(),
-            }
-        )
+    seconds = clock() - begin
+    answer(
+        "router training from cached forecasts",
+        seconds=round(seconds, 1),
+        epochs=len(curve["step"]),
+        windows=options.windows,
+        experts=EXPERTS,
     )
 
 
