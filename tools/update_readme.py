@@ -7,8 +7,6 @@ EVIDENCE: the folder in which ``tools/evidence.py`` left its results.
 
 import argparse
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 

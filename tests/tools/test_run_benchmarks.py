@@ -64,6 +64,15 @@ def test_the_page_shows_every_measure_once_beside_its_aim_and_says_where(lines, 
     assert "| 15 | 48.25 |" in capsys.readouterr().out
 
 
+def test_the_pages_have_the_marks():
+    root = Path(__file__).parents[2]
+    for page, marks in (
+        ("docs/speed.md", (run_benchmarks.START, run_benchmarks.END)),
+        ("README.md", (run_benchmarks.SPEED, run_benchmarks.END_OF_SPEED)),
+    ):
+        assert [(root / page).read_text().count(mark) for mark in marks] == [1, 1]
+
+
 def test_the_cost_model_finds_the_coefficients_that_made_its_cases():
     rng = np.random.default_rng(0)
     true = np.array([2.0, 1.5, 0.02, 0.04, 1e-4, 0.03])
