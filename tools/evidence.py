@@ -8,6 +8,7 @@ are left out. Parts that are neither run nor found in ``--out`` are named as mis
 """
 
 import argparse
+import importlib.util
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,7 @@ from ablation import ablate, link
 
 from chronomoe.data.domains import load_domain
 from chronomoe.evaluation.comparison import MIXTURE, Candidate, compare_models
+from chronomoe.evaluation.external import classical, compare_forecasters, own_forecaster
 from chronomoe.evaluation.long_horizon import long_horizon
 from chronomoe.evaluation.metrics import bootstrap_relative, relative
 from chronomoe.evaluation.tasks import make_task
@@ -280,6 +282,32 @@ def budgets(evidence: Evidence) -> Any:
     return {"steps": found} | timed(runs.values())
 
 
+def classical_models(evidence: Evidence) -> Any:
+    """Score classical models, fitted to each context alone, beside the mixture on a sample of the demo's windows."""
+    folder, settings = evidence.demos()[0], evidence.settings["classical"]
+    config = evidence.config()
+
+    def make() -> Any:
+        forecasters = {name: classical(name) for name in settings["models"]}
+        forecasters |= {MIXTURE: own_forecaster(loaded(folder / "moe"))}
+        tasks = {
+            domain.name: make_task(domain, config.windows, limit=settings["windows"])
+            for domain in map(load, config.domains)
+        }
+        levels = loaded(folder / "moe").chronos_config.quantiles
+        comparison, took = compare_forecasters(forecasters, tasks, levels=levels)
+        naive = comparison.rows["seasonal naive"].test
+        return {
+            name: {metric: relative(comparison.rows[name].test, naive, metric) for metric in ("WQL", "MAE", "MASE")}
+            | {"milliseconds": 1000 * took[name]}
+            for name in forecasters
+        }
+
+    inputs = {"run": read(folder / "stages" / "evaluation", "stage.json")["key"], "settings": settings}
+    found = {"rows": evidence.part("classical", inputs, make), "windows": settings["windows"]}
+    return found | seconds(evidence, "classical")
+
+
 def routes(evidence: Evidence) -> Any:
     """Compare the three routes on one budget; what the demo has made is taken over."""
     folder = evidence.out / "runs" / "routes"
@@ -344,6 +372,7 @@ PARTS: dict[str, tuple[Callable[[Evidence], Any], bool]] = {
     "budgets": (budgets, False),
     "ablation": (ablation, False),
     "routes": (routes, False),
+    "classical": (classical_models, False),
     "real": (real, True),
     "long_horizon": (horizons, True),
 }
@@ -369,6 +398,9 @@ def main() -> None:
             continue
         if needs_data and options.data is None:
             print(f"{name}: left out, it needs --data")
+            continue
+        if name == "classical" and importlib.util.find_spec("statsforecast") is None:
+            print("classical: left out, it needs the extra 'baselines'")
             continue
         write(options.out / f"{name}.json", measure(evidence))
     found = {

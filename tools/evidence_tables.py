@@ -15,6 +15,7 @@ TITLES = {
     "budgets": "More training",
     "ablation": "What each part is worth",
     "routes": "Routes 2 and 3",
+    "classical": "Classical models",
     "real": "One mixture for twelve public sets",
     "long_horizon": "The long-horizon protocol",
 }
@@ -169,6 +170,19 @@ def routes(found: Found) -> list[str]:
     ]
 
 
+def classical(found: Found) -> list[str]:
+    """Errors of models that are fitted to each context alone."""
+    rows = [
+        [name, *(f"{of[metric]:.3f}" for metric in ("WQL", "MAE", "MASE")), f"{of['milliseconds']:.0f} ms"]
+        for name, of in found["rows"].items()
+    ]
+    return [
+        f"Demo domains, {found['windows']} test windows each; models of statsforecast, fitted to each context alone.",
+        "",
+        *table(["model", "WQL", "MAE", "MASE", "time of a window"], rows),
+    ]
+
+
 def real(found: Found) -> list[str]:
     """Ratios and errors of the mixture for all public files."""
     rows = [[f"mixture against {rival}", metric, span(one), one[3] or "-"] for rival, metric, *one in found["claims"]]
@@ -230,6 +244,7 @@ SECTIONS = {
     "budgets": budgets,
     "ablation": ablation,
     "routes": routes,
+    "classical": classical,
     "real": real,
     "long_horizon": long_horizon,
 }

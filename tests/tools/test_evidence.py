@@ -45,7 +45,7 @@ def call(evidence, make_recipe, monkeypatch, tmp_path):
         "seeds": [0, 1],
         "held_out": {"baselines": ["single"]},
         "budgets": {"steps": [4], "changes": {"baselines": ["generalist-full"]}},
-        "routes": ROUTES | {"routes": ["mixture", "upcycle", "expand"]},
+        "routes": ROUTES | {"routes": ["mixture", "upcycle", "expand"], "budget": {"steps": 60}},
         "ablation": {
             "routers": {"K = 1": {"moe": {"routing": {"top_k": 1}}}},
             "experts_seeds": [1],
@@ -74,7 +74,7 @@ def test_parts_are_measured_named_where_missing_and_not_measured_again(call, cap
     assert [one["ratio"] for one in rows["as it is"]] == [1.0, 1.0]
     assert (len(rows["K = 1"]), len(rows["even"])) == (2, 1)
     assert rows["K = 1"][0]["experts"] == pytest.approx(1)
-    assert page.count("Not measured here") == 5
+    assert page.count("Not measured here") == 6
     capfd.readouterr()
     assert call("--part", "demo", "--part", "budgets", "--part", "ablation") == page
     made = [line for line in capfd.readouterr().err.splitlines() if line.startswith("✓") and "skipped" not in line]
