@@ -76,7 +76,7 @@ def test_expand_inserts_the_layers_that_its_options_name(chronomoe, teacher_fold
     ("words", "message"),
     [
         (["--shared-width", 96], "shared_width must be below 96, the hidden units of the dense block, got 96"),
-        (["--reinit", 2], "reinit is a share and must be in [0, 1], got 2"),
+        (["--reinit", 2], "reinit must be at most 1, got 2"),
         (["--capacity-factor", 0], "capacity_factor must be above 0, got 0"),
         (["--bias-rate", -1], "bias_rate must be at least 0, got -1"),
     ],
