@@ -4,11 +4,12 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CLIENTS ?= .venv-clients
+DOCS ?= .venv-docs
 OUT ?= runs/demo
 SIZE ?= full
 DATA ?=
 
-.PHONY: demo routes test clients fuzz wheel lint bench report figures evidence install
+.PHONY: demo routes test clients docs site fuzz wheel lint bench report figures evidence install
 
 install: $(STAMP)
 
@@ -37,6 +38,18 @@ $(CLIENTS)/.installed: pyproject.toml constraints.txt
 	$(CLIENTS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[autogluon]'
 	$(CLIENTS)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[darts,fev,gluonts,lora,sktime]' \
 		beartype hypothesis pytest pytest-xdist statsforecast
+	touch $@
+
+# The documentation, served at http://127.0.0.1:8000; `make site` writes it and refuses broken links.
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/mkdocs serve --strict
+
+site: $(DOCS)/.installed
+	$(DOCS)/bin/mkdocs build --strict --site-dir build/site
+
+$(DOCS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet 'mkdocs>=1.6,<2' 'mkdocs-material>=9.5,<10'
 	touch $@
 
 # 5,000 drawn inputs in all; the tests draw a few hundred.
