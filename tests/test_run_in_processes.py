@@ -12,6 +12,7 @@ from chronomoe.run import RESULTS
 from chronomoe.stages.workspace import MARKER
 
 LATE = Path(__file__).with_name("late_process.py")
+RUNS = Path(__file__).with_name("runs_in_processes.py")
 FEW = {"steps": 4, "batch_size": 2, "windows": 8}
 
 
@@ -48,6 +49,11 @@ def test_two_processes_end_a_run_with_one_set_of_files(in_two_processes, recipe,
     assert promised <= {path.name for path in (tmp_path / "run").iterdir()}
     assert not list((tmp_path / "run").rglob("*.partial"))
     assert len(ChronoMoEPipeline.from_pretrained(tmp_path / "run" / "moe").model.experts) == 3
+
+
+def test_runs_of_one_launch_wait_for_their_own_stages(in_two_processes, tmp_path):
+    status, err = in_two_processes(tmp_path, program=[RUNS])
+    assert status == 0, err
 
 
 def test_growing_in_two_processes_is_refused_before_anything_is_written(refused, monkeypatch, recipe, tmp_path):

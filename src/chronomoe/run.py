@@ -105,7 +105,7 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, command
                 (work.root / name).unlink(missing_ok=True)  # left by a run of other routes
         write_atomically(work.root / "run.json", json.dumps(_facts(work, command, str(given.device)), indent=2))
         write_report(work.root)
-    meet("run")  # others may read what the first has written
+    meet(f"{work.name}/run")  # others may read what the first has written
     return work.root / "report.html"
 
 

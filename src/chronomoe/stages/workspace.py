@@ -1,6 +1,7 @@
 """Stages: folders that appear whole or not at all, and are skipped when their inputs have not changed."""
 
 import hashlib
+import itertools
 import json
 import shutil
 import time
@@ -24,6 +25,7 @@ MADE = "made"
 """What the first process says of a stage that it makes, and does not skip."""
 FORMAT = 4
 """Of what stages leave; part of their keys, as the package's version is: an upgrade makes them again."""
+_NUMBERS = itertools.count()
 
 
 class Workspace:
@@ -42,7 +44,9 @@ class Workspace:
         self.root = root
         self.console = console or Console(stderr=True)
         self.seconds: dict[str, float] = {}
-        self._number = 0  # of the stages so far: all processes count alike
+        self.name = f"{next(_NUMBERS)}/{root.name}"
+        """Of this launch alone: all processes make the same workspaces, and stages in them, in the same order."""
+        self._number = 0
         if not first_process():
             self.console = Console(quiet=True)
             return
@@ -70,7 +74,7 @@ class Workspace:
         folder = self.root / "stages" / name
         partial = folder.with_name(folder.name + ".partial")
         self._number += 1
-        signal = f"{self.root.name}/{self._number}"
+        signal = f"{self.name}/{self._number}"
         if not first_process():
             if hear(f"{signal}/begun") == MADE and together:
                 make(partial, lambda done, total: None)
@@ -193,7 +197,7 @@ def folder_for(out: Path, *, console: Console | None = None) -> Iterator[Workspa
     """Give a command the workspace in which it makes ``out``; after a failure it stays, to be resumed."""
     work = Workspace(work_folder(out), console=console)
     yield work
-    meet(f"{work.root.name}/left")
+    meet(f"{work.name}/left")
     if first_process():
         shutil.rmtree(work.root)
 
