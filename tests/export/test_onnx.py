@@ -16,6 +16,7 @@ from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.upcycling import upcycle
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.predict import predict_file
+from chronomoe.stages.export import export_checkpoint
 from sample_series import sample_domain, series_to_frame
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -143,6 +144,36 @@ def test_what_a_graph_cannot_do_is_refused(exported, make_context, tmp_path, met
     }[method]
     with pytest.raises(InputError, match="exported|mixture"):
         call()
+
+
+def test_pieces_share_weights_but_not_the_ranges_of_their_activations():
+    from chronomoe.export.graph import _Graph
+
+    whole, forms = _Graph(), []
+    for kind, scale in (("grouped", 1.0), ("alone", 2.0)):
+        values = {"mul_1_scale": np.float32(scale), "blocks.0.feed_in_quantized": np.ones((2, 2), dtype=np.float32)}
+        initializers = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in values.items()]
+        node = onnx.helper.make_node("Mul", list(values), ["y"])
+        piece = onnx.helper.make_model(onnx.helper.make_graph([node], kind, [], [], initializers))
+        forms.append(_Graph())
+        forms[-1].insert(piece, f"expert0/{kind}/", shared="expert0/", y=f"expert0/{kind}/y")
+    whole.branch("together", "expert0/y", *forms)
+    found = {name: onnx.numpy_helper.to_array(value) for name, value in whole.constants.items()}
+    assert sorted(float(value) for name, value in found.items() if name.endswith("_scale")) == [1.0, 2.0]
+    assert [name for name in found if name.endswith("_quantized")] == ["expert0/blocks.0.feed_in_quantized"]
+
+
+def test_a_checkpoint_is_not_replaced_by_its_own_export(make_teacher, tmp_path):
+    ChronoMoEPipeline(create_student_model(make_teacher(), "small")).save_pretrained(tmp_path / "student")
+    with pytest.raises(InputError, match="not empty; choose a new one"):
+        export_checkpoint(tmp_path / "student", tmp_path / "student")
+    assert (tmp_path / "student" / "model.safetensors").exists()
+
+
+def test_an_export_without_its_configuration_is_refused(tmp_path):
+    (tmp_path / "model.onnx").touch()
+    with pytest.raises(InputError, match="it has no config.json; make one"):
+        ChronoMoEPipeline.from_pretrained(tmp_path)
 
 
 def test_int8_changes_little_and_depends_on_no_other_row(make_teacher, make_context, tmp_path):

@@ -157,11 +157,12 @@ class _Graph:
     def insert(self, piece: ModelProto, prefix: str, *, shared: str, **names: str) -> None:
         """Add the nodes of a piece, its inputs and outputs under the names given.
 
-        Weights of one ``shared`` prefix and name are stored once, whatever piece reads them.
+        Weights of layers, whose names have a dot, are stored once for one ``shared`` prefix, whatever piece reads them;
+        what else a piece holds, such as the ranges of its activations, is its own.
         """
         weights = {}
         for weight in piece.graph.initializer:
-            weights[weight.name] = (prefix if weight.name.startswith("val_") else shared) + weight.name
+            weights[weight.name] = (shared if "." in weight.name else prefix) + weight.name
             if weights[weight.name] not in self.constants:
                 renamed = TensorProto()
                 renamed.CopyFrom(weight)

@@ -34,11 +34,14 @@ class OnnxModel:
     device, dtype = torch.device("cpu"), torch.float32
 
     def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
-        path = Path(folder).expanduser() / GRAPH
-        if not path.is_file():
-            raise InputError(f"no exported model in {str(folder)!r}: it has no {GRAPH}; make one with chronomoe export")
-        self._path = path
-        values = read_config(str(folder), {})
+        place = Path(folder).expanduser()
+        for name in (GRAPH, "config.json"):
+            if not (place / name).is_file():
+                raise InputError(
+                    f"no exported model in {str(folder)!r}: it has no {name}; make one with chronomoe export"
+                )
+        self._path = path = place / GRAPH
+        values = read_config(place, {})
         try:
             self.chronos_config = Chronos2ForecastingConfig(**values["chronos_config"])
             self.config = PretrainedConfig(expert_names=list(values["expert_names"]))
@@ -62,7 +65,7 @@ class OnnxModel:
     def to(self, device: torch.device | str) -> "OnnxModel":
         """Stay on the CPU, where the graph runs."""
         if torch.device(device).type != "cpu":
-            raise InputError(f"an exported model runs on the CPU, got device {str(device)!r}")
+            raise InputError(f"an exported model runs on the CPU, got device {str(device)!r}; use cpu")
         return self
 
     @property

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from chronomoe.checkpoints.writing import check_parent
 from chronomoe.data.domains import Domain
 from chronomoe.data.windows import WindowConfig, collate
 from chronomoe.errors import InputError, extra
 from chronomoe.pipeline import load_model
 from chronomoe.stages.soft_targets import check_windows, validation_windows
+from chronomoe.stages.workspace import check_new
 
 CALIBRATION_WINDOWS = 32
 """Of each domain: ranges of activations settle within a few."""
@@ -21,16 +21,17 @@ def export_checkpoint(
 
     Args:
         name: a student or a mixture.
-        out: folder.
+        out: a new folder.
         domains: series whose validation windows calibrate int8.
         windows: how these are cut.
 
     Raises:
-        InputError: the extra is not installed, the model has no form in one graph, or a domain has no window.
+        InputError: the extra is not installed, ``out`` is not empty, the model has no form in one graph, or a domain
+            has no window.
     """
     with extra("onnx"):
         from chronomoe.export.folder import export_model
-    check_parent(out)
+    check_new(out)
     model = load_model(name)
     if not domains:
         return export_model(model, out)
