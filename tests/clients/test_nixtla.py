@@ -96,3 +96,9 @@ def test_columns_equal_those_of_statsforecast(model, frame):
 def test_what_cannot_be_cross_validated_is_refused(model, frame, options, message):
     with pytest.raises(InputError, match=message):
         model.cross_validation(frame, **options)
+
+
+def test_categories_without_a_row_are_no_series(model, frame):
+    names = [*frame["unique_id"].unique(), "gone"]
+    categories = frame.assign(unique_id=pd.Categorical(frame["unique_id"], categories=names))
+    assert len(model.cross_validation(categories, 4)) == 4 * frame["unique_id"].nunique()

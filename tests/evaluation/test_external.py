@@ -11,7 +11,7 @@ from chronomoe.data.frames import frame_to_series
 from chronomoe.data.windows import WindowConfig
 from chronomoe.errors import InputError
 from chronomoe.evaluation.comparison import NAIVE, Candidate, compare_models
-from chronomoe.evaluation.external import classical, compare_forecasters, compare_on_sample, own_forecaster
+from chronomoe.evaluation.external import _long, classical, compare_forecasters, compare_on_sample, own_forecaster
 from chronomoe.evaluation.tasks import make_task
 from chronomoe.models.chronos2 import use_exact_group_attention
 
@@ -115,3 +115,12 @@ def test_quantiles_of_a_classical_model_are_those_of_its_intervals(tasks):
     plain = AutoETS(season_length=7).forecast(y=past, h=task.horizon, level=[80])
     found = classical("AutoETS")(task, [0.1, 0.5, 0.9])[0]
     np.testing.assert_allclose(found, np.stack([plain["lo-80"], plain["mean"], plain["hi-80"]]), rtol=1e-5)
+
+
+def test_a_variate_that_was_never_observed_is_a_constant_to_classical_models(make_frame):
+    frame = make_frame(1, 200, freq="D", season=7).assign(other=np.nan)
+    frame.loc[frame.index >= 180, "other"] = 1.0
+    domain = Domain(name="pairs", series=frame_to_series(frame, target=["target", "other"]), seasonality=7)
+    task = make_task(domain, WindowConfig(context_length=96, horizon=16), limit=1)
+    assert np.isnan(task.contexts[1]).all()
+    assert (_long(task).query("unique_id == 1")["y"] == 0).all()

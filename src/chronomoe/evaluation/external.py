@@ -77,12 +77,12 @@ def _column(name: str, level: float) -> str:
 
 
 def _long(task: Task) -> pd.DataFrame:
-    """Return the context of every row as a series of its own, without gaps."""
+    """Return the context of every row as a series of its own, without gaps: 0 throughout where nothing was observed."""
     parts = []
     for row, context in enumerate(task.contexts):
         past = pd.Series(context.astype(np.float64))
-        past = past.loc[past.first_valid_index() :].interpolate(limit_direction="both").reset_index(drop=True)
-        parts.append(pd.DataFrame({"unique_id": row, "ds": np.arange(len(past)), "y": past}))
+        past = past.loc[past.first_valid_index() :].interpolate(limit_direction="both").fillna(0.0)
+        parts.append(pd.DataFrame({"unique_id": row, "ds": np.arange(len(past)), "y": past.to_numpy()}))
     return pd.concat(parts, ignore_index=True)
 
 

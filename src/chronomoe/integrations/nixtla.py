@@ -104,7 +104,7 @@ class ChronoMoEForecast:
                 raise InputError(f"{name} must be at least 1, got {value}")
         df = df.sort_values([id_col, time_col], ignore_index=True)
         needed = h + (n_windows - 1) * step_size + 1
-        counts = df[id_col].value_counts()
+        counts = df.groupby(id_col, observed=True).size()
         if not counts.empty and counts.min() < needed:
             raise InputError(
                 f"{n_windows} windows of {h} steps, {step_size} apart, need series of at least {needed} steps; "
