@@ -287,8 +287,8 @@ def test_held_out_domains_are_tested_on_and_trained_on_by_nothing(make_recipe, m
     models = {"mixture", "mixture K=1", "mixture, all experts", "average single", "average expert", "generalist-full"}
     assert models <= {record["model"] for record in unseen}
     costs = {cost["model"]: cost for cost in json.loads((folder / "efficiency.json").read_text())}
-    assert costs["mixture K=1"]["unseen_experts"] == 1
-    assert 1 <= costs["mixture"]["unseen_experts"] <= 2
+    assert costs["mixture K=1"]["unseen_experts"] == pytest.approx(1)
+    assert 1 - 1e-6 <= costs["mixture"]["unseen_experts"] <= 2 + 1e-6
     assert "solar" not in {record["domain"] for record in records(folder)}
     claims = json.loads((folder / "intervals.json").read_text())
     assert "average single" in {claim["against"] for claim in claims if claim["unseen"]}

@@ -145,7 +145,7 @@ def test_a_real_series_that_does_not_exist_is_refused_before_anything_is_drawn(t
     ("options", "message"),
     [
         ({"seasonalities": (1, 7)}, r"seasonalities\[0\] must be at least 2, got 1"),
-        ({"seasonalities": ()}, "seasonalities tuple should have at least 1 item"),
+        ({"seasonalities": ()}, "seasonalities must name at least 1"),
         ({"length": 10}, "length must be at least 64, got 10"),
         ({"series_per_generator": -1}, "series_per_generator must be at least 0, got -1"),
         ({"slow_series_per_generator": -1}, "slow_series_per_generator must be at least 0, got -1"),

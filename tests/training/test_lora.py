@@ -20,6 +20,7 @@ from chronomoe import (
 )
 from chronomoe.models.balancing import LossFreeBias
 from chronomoe.models.chronos2 import ExactChronos2Model
+from chronomoe.models.sparse.upcycling import SparseChronos2Model
 from moe_models import train_by_chance
 
 pytestmark = [
@@ -113,7 +114,10 @@ def test_what_is_saved_are_adapters_that_every_loader_merges(model, series, fit,
         loaded = loader.from_pretrained(folder)
         stock = type(pipeline.model) is ExactChronos2Model and loader is not ChronoMoEPipeline
         assert type(loaded) is (Chronos2Pipeline if stock else ChronoMoEPipeline)
-        assert_close(forecast(loaded, series).sort(dim=2).values, expected)
+        found, own = loaded.model.state_dict(), tuned.model.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in own.items())
+        if not isinstance(loaded.model, SparseChronos2Model):  # where rounding may send a token to another expert
+            assert_close(forecast(loaded, series).sort(dim=2).values, expected)
 
 
 def test_peft_loads_the_adapters_again(model, series, fit, tmp_path):

