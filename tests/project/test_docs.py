@@ -11,7 +11,7 @@ import yaml
 from chronomoe.models.configuration import parse as parse_configuration
 from chronomoe.pretraining.config import PretrainConfig
 from chronomoe.recipe import RunConfig
-from command_lines import FENCE, blocks, command_lines, parse
+from command_lines import FENCE, blocks, command_lines, mentions, parse, unknown_options
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -31,12 +31,18 @@ def test_python_of_a_page_compiles_and_imports_names_that_exist(page, code):
             assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
-@pytest.mark.parametrize(
-    ("page", "line"),
-    [(name, line) for name, page in PAGES.items() for line in command_lines(page) if "..." not in line],
-)
+def in_pages(find):
+    return [(name, line) for name, page in PAGES.items() for line in find(page)]
+
+
+@pytest.mark.parametrize(("page", "line"), in_pages(command_lines))
 def test_a_command_line_of_a_page_is_accepted(page, line):
     parse(line)
+
+
+@pytest.mark.parametrize(("page", "line"), in_pages(mentions))
+def test_a_command_that_a_sentence_names_exists_with_its_options(page, line):
+    assert unknown_options(line) == []
 
 
 @pytest.mark.parametrize(("page", "text"), shown("yaml"))
