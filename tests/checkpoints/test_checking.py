@@ -97,6 +97,7 @@ def test_whatever_one_value_of_the_configuration_is_the_checkpoint_loads_or_is_r
         ),
         ("attn_implementation", "someone/kernels", "attn_implementation must be 'eager' or 'sdpa'"),
         ("chronos_config", {"quantiles": []}, "chronos_config"),
+        ("chronos_config", FORECASTING | {"time_encoding_scale": None}, "time_encoding_scale .* got None"),
         ("chronomoe_format", 2, "saved by a newer ChronoMoE: its format is 2, this version reads up to 1; pip install"),
     ],
 )

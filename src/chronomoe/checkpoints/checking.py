@@ -42,7 +42,7 @@ class ForecastingFields:
     use_reg_token: bool = False
     use_arcsinh: bool = False
     max_output_patches: Count = 1
-    time_encoding_scale: Count | None = None
+    time_encoding_scale: Count = 1  # where it is left out, the model takes context_length
 
     def __post_init__(self) -> None:
         """Check the order of the levels, which forecasts keep."""

@@ -12,7 +12,8 @@ def export(
     model: Annotated[str, typer.Argument(help=opt.MODEL_HELP)],
     out: opt.Out,
     int8: Annotated[
-        bool, typer.Option("--int8", help="Take the products of experts in int8, calibrated on --data.")
+        bool,
+        typer.Option("--int8", help="Take feed-forward and output products of experts in int8, calibrated on --data."),
     ] = False,
     data: Annotated[
         list[str] | None,

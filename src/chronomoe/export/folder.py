@@ -59,7 +59,11 @@ def export_model(model: PreTrainedModel, folder: str | Path, *, calibration: Seq
         names = model.config.expert_names if isinstance(model, DistilledMoE) else [path.name]
         config = model.config.to_dict() | {"chronos_pipeline_class": "ChronoMoEPipeline", "expert_names": names}
         (scratch / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
-        precision = "float32" if calibration is None else "int8 in the products of experts, float32 elsewhere"
+        precision = (
+            "float32"
+            if calibration is None
+            else "int8 in feed-forward and output products of experts, float32 elsewhere"
+        )
         card = model_card(model, name=path.name, sections={"Form": f"One ONNX graph, router included, in {precision}."})
         (scratch / "README.md").write_text(card, encoding="utf-8")
     return path

@@ -90,6 +90,8 @@ class Workspace:
             return folder
         if _key(partial / "started.json") != key:
             shutil.rmtree(partial, ignore_errors=True)
+        for left in [*partial.rglob(f".*{SCRATCH}*")]:  # by killed saves
+            shutil.rmtree(left)
         with room(self.root, f"stage {name!r}"):
             partial.mkdir(parents=True, exist_ok=True)
             (partial / "started.json").write_text(json.dumps({"key": key}))
