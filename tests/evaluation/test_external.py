@@ -102,7 +102,7 @@ def test_classical_models_forecast_quantiles_in_order_around_a_season(tasks, nam
         assert (np.diff(quantiles, axis=1) >= 0).all()
     found, _ = compare_forecasters({name: classical(name)}, tasks, levels=LEVELS)
     overall = next(r for r in found.records() if (r["model"], r["domain"], r["metric"]) == (name, "overall", "WQL"))
-    assert overall["value"] < 1.2
+    assert overall["value"] < 2  # of seasonal naive; forecasts that miss the season are far above
 
 
 @needs_statsforecast

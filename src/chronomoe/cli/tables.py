@@ -7,6 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+WIDTH_OF_FILES = 120
+"""Columns of a table that goes to no terminal."""
+
 
 def print_summary(folder: Path) -> None:
     """Print the table of a run, without the rows of single experts, and what it recommends."""
@@ -21,13 +24,15 @@ def print_summary(folder: Path) -> None:
 def print_plan(found: Any) -> None:
     """Print the stages of a plan, and what they take together."""
     table = Table(title="Planned stages")
-    for heading in ("stage", "parameters", "steps", "forecasts", "time", "disk", "memory"):
-        table.add_column(heading, justify="left" if heading == "stage" else "right", no_wrap=True)
+    table.add_column("stage", overflow="fold")  # a name is never cut
+    for heading in ("parameters", "steps", "forecasts", "time", "disk", "memory"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for stage in found.stages:
         counts = (f"{count:,}" if count else "" for count in (stage.parameters, stage.steps, stage.windows))
         sizes = (f"{size / 1e6:,.1f} MB" for size in (stage.disk, stage.memory))
         table.add_row(stage.stage, *counts, f"{stage.seconds:,.1f} s", *sizes)
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=WIDTH_OF_FILES)).print(table)
     print(found.words())
 
 
