@@ -13,7 +13,7 @@ from chronomoe.checkpoints.finding import GRAPH
 from chronomoe.checkpoints.writing import whole_folder
 from chronomoe.data.windows import Batch
 from chronomoe.errors import InputError
-from chronomoe.export.form import Read, ReadForm
+from chronomoe.export.form import Read, ReadForm, known_ahead
 from chronomoe.export.graph import build_graph
 from chronomoe.export.narrowing import to_int8
 from chronomoe.models.chronos2 import ExactChronos2Model
@@ -74,8 +74,6 @@ def _read(model: ExactChronos2Model | DistilledMoE, batch: Batch) -> Read:
     """Return what experts read of a batch of windows."""
     context, groups = batch["context"], batch["group_ids"]
     steps = batch["num_output_patches"] * model.chronos_config.output_patch_size
-    future = torch.full((len(context), steps), torch.nan)
-    known = batch.get("future_covariates", future)
-    future[:, : known.shape[1]] = known
-    read: Read = ReadForm(model).eval()(context, groups, groups, future)
+    ahead = known_ahead(batch.get("future_covariates"), rows=len(context), steps=steps)
+    read: Read = ReadForm(model).eval()(context, groups, groups, ahead)
     return read

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.folded import can_fold
-from chronomoe.models.mixture.features import direct_spectra, series_features
+from chronomoe.models.mixture.features import direct_spectra, pool_tokens, series_features
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.mixture.router import choose
 from chronomoe.models.scaling import loc_and_scale_without_branch
@@ -33,6 +33,14 @@ class Read(NamedTuple):
     loc: Float[Tensor, "batch 1"]
     scale: Float[Tensor, "batch 1"]
     gates: Float[Tensor, "batch expert"]  # 0 for experts that do not run
+
+
+def known_ahead(known: Tensor | None, *, rows: int, steps: int) -> Float[Tensor, "rows steps"]:
+    """Return what is known of the steps to forecast, NaN where nothing is: its width is the graph's horizon."""
+    ahead = torch.full((rows, steps), torch.nan)
+    if known is not None:
+        ahead[:, : known.shape[1]] = known[:, :steps]
+    return ahead
 
 
 class ReadForm(nn.Module):
@@ -294,10 +302,7 @@ class RouterForm(nn.Module):
         latest = pad(context, (self.length, 0), value=torch.nan)[:, context.shape[1] :]
         features = series_features(latest, max_length=self.length, spectra=direct_spectra)
         if self.embed is not None:
-            weight = observed.float()[..., None]
-            pooled = (self.embed(past) * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
-            features = torch.cat([features, pooled], dim=1)
+            features = torch.cat([features, pool_tokens(self.embed(past), observed=observed)], dim=1)
         weight = context.isfinite().any(dim=1).float().clamp(min=1e-6) * same.float()
         score = weight @ self.router(features) / weight.sum(dim=1, keepdim=True)
-        chosen = choose(score, self.routing, bias=self.bias, generalist=self.generalist)
-        return torch.zeros_like(score).scatter_add(1, chosen.expert, chosen.gate)
+        return choose(score, self.routing, bias=self.bias, generalist=self.generalist).gates()

@@ -14,6 +14,7 @@ from transformers import PretrainedConfig
 
 from chronomoe.checkpoints.finding import GRAPH, read_config
 from chronomoe.errors import InputError
+from chronomoe.export.form import known_ahead
 from chronomoe.models.chronos2 import ForecastOutput
 from chronomoe.models.mixture.router import Routing
 
@@ -102,15 +103,14 @@ class OnnxModel:
         )
         if not 1 <= num_output_patches <= limit:
             raise InputError(f"num_output_patches must be from 1 to {limit}, got {num_output_patches}")
-        future = torch.full((len(context), steps), torch.nan)
-        if future_covariates is not None:
-            future[:, : future_covariates.shape[1]] = future_covariates[:, :steps]
-        quantiles = self._run("quantile_preds", context, group_ids, route_ids, future)
+        ahead = known_ahead(future_covariates, rows=len(context), steps=steps)
+        quantiles = self._run("quantile_preds", context, group_ids, route_ids, ahead)
         return ForecastOutput(quantile_preds=torch.from_numpy(quantiles))
 
     def route(self, context: Float[Tensor, "batch time"], *, group_ids: Int[Tensor, " batch"] | None = None) -> Routing:
         """Choose experts for each row; probabilities and scores are not part of the graph, gates stand for them."""
-        gates = torch.from_numpy(self._run("gates", context, group_ids, None, torch.full((len(context), 1), torch.nan)))
+        ahead = known_ahead(None, rows=len(context), steps=1)
+        gates = torch.from_numpy(self._run("gates", context, group_ids, None, ahead))
         gate, expert = gates.sort(dim=1, descending=True, stable=True)
         return Routing(expert, gate, gates, gates)
 
@@ -122,8 +122,7 @@ class OnnxModel:
     def _run(
         self, output: str, context: Tensor, group_ids: Tensor | None, route_ids: Tensor | None, future: Tensor
     ) -> np.ndarray:
-        alone = torch.arange(len(context))
-        groups = alone if group_ids is None else group_ids
+        groups = torch.arange(len(context)) if group_ids is None else group_ids
         inputs = {
             "context": context[:, -self.chronos_config.context_length :].float(),
             "group_ids": groups,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 LAGS = (1, 2, 3, 4, 6, 7, 8, 12, 24, 36, 48, 72, 96, 144, 168)
@@ -155,3 +155,11 @@ def _band_of(num_frequencies: int) -> Tensor:
     frequency = torch.arange(1, num_frequencies + 1, dtype=torch.float64)
     band = (frequency.log() / frequency[-1].log() * NUM_BANDS).long().clamp(max=NUM_BANDS - 1)
     return torch.nn.functional.one_hot(band, NUM_BANDS).float()
+
+
+def pool_tokens(
+    tokens: Float[Tensor, "batch token d_model"], *, observed: Bool[Tensor, "batch token"]
+) -> Float[Tensor, "batch d_model"]:
+    """Average the tokens of patches that hold a value; 0 where none does."""
+    weight = observed.float()[..., None]
+    return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)

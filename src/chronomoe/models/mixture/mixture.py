@@ -27,7 +27,7 @@ from chronomoe.models.chronos2 import (
 )
 from chronomoe.models.configuration import configuration, parse
 from chronomoe.models.mixture.cores import check_same_task, core_fields
-from chronomoe.models.mixture.features import series_features
+from chronomoe.models.mixture.features import pool_tokens, series_features
 from chronomoe.models.mixture.router import RouterConfig, Routing, RoutingConfig, TimeSeriesRouter, choose, pool_groups
 from chronomoe.models.provenance import warn_of_mixed
 from chronomoe.models.scaling import loc_and_scale
@@ -164,8 +164,7 @@ class DistilledMoE(PreTrainedModel):
         patches, observed, _ = self.experts[0]._prepare_patched_context(context=context)
         with torch.no_grad():
             tokens = self.experts[0].input_patch_embedding(patches).float()
-        weight = observed.float()[..., None]
-        return torch.cat([features, (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)], dim=1)
+        return torch.cat([features, pool_tokens(tokens, observed=observed)], dim=1)
 
     def route(
         self,
