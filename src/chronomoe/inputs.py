@@ -116,6 +116,21 @@ class Inputs:
         budget = self.config.budget
         return round(budget.generalist_share * budget.steps) if self.config.experts.branch else 0
 
+    @property
+    def expert_steps(self) -> int:
+        """Steps of each expert; with an allocation, on average."""
+        return max(1, (self.config.budget.steps - self.generalist_steps) // len(self.groups))
+
+    @property
+    def begun_steps(self) -> int:
+        """Steps of each expert before the rest is allocated; 0 where all get the same."""
+        return 0 if self.config.budget.allocation == "even" else self.expert_steps // 2
+
+    @property
+    def single_steps(self) -> int:
+        """Steps of each domain's own single: one expert's share of the whole budget."""
+        return max(1, self.config.budget.steps // len(self.groups))
+
     def _check_members(self) -> None:
         experts, routing = self.config.experts, self.config.moe.routing
         candidates = len(self.groups) + self.has_generalist_member

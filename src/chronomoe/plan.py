@@ -180,19 +180,17 @@ class _Estimator:
         return Planned(stage, count_parameters(model), 0, windows, windows * trial.forecast, disk, weight_bytes(model))
 
     def experts(self) -> Iterator[Planned]:
-        given, budget = self.given, self.config.budget
-        shared, groups = given.generalist_steps, {name: [d.name for d in part] for name, part in given.groups.items()}
-        own = max(1, (budget.steps - shared) // len(groups))
-        begun = 0 if budget.allocation == "even" or own < 2 else max(1, own // 2)
-        if shared:
-            yield self.student(GENERALIST, shared)
+        given, begun = self.given, self.given.begun_steps
+        groups = {name: [domain.name for domain in part] for name, part in given.groups.items()}
+        if given.generalist_steps:
+            yield self.student(GENERALIST, given.generalist_steps)
         for name, watched in groups.items():
             if begun:
                 yield self.student(f"begun-{name}", begun, watched=watched)
         for name, watched in groups.items():
-            yield self.student(f"expert-{name}", own - begun, watched=watched)
+            yield self.student(f"expert-{name}", given.expert_steps - begun, watched=watched)
         for name, watched in groups.items() if "single" in self.config.baselines else ():
-            yield self.student(f"single-{name}", max(1, budget.steps // len(groups)), watched=watched)
+            yield self.student(f"single-{name}", given.single_steps, watched=watched)
 
     def upcycling(self) -> Iterator[Planned]:
         given, config, steps = self.given, self.config.upcycling, self.given.upcycling_plan().steps

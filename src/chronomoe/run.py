@@ -148,9 +148,8 @@ def students(given: Inputs, store: Path) -> dict[str, Path]:
     budget, wanted = given.config.budget, given.config.baselines
     paths = experts(given, store) if "mixture" in given.config.routes else {}
     if paths and "single" in wanted:
-        share = max(1, budget.steps // len(given.groups))
         for group in given.groups:
-            paths[f"single/{group}"] = student(given, f"single-{group}", store, steps=share, group=group)
+            paths[f"single/{group}"] = student(given, f"single-{group}", store, steps=given.single_steps, group=group)
     if "generalist-full" in wanted:
         paths["generalist-full"] = student(given, "generalist-full", store, steps=budget.steps)
     if (wide := given.budget.wide) is not None and "generalist-wide" in wanted:
@@ -161,30 +160,29 @@ def students(given: Inputs, store: Path) -> dict[str, Path]:
 
 def experts(given: Inputs, store: Path) -> dict[str, Path]:
     """Distil the generalist that experts branch from, and the experts."""
-    budget, shared = given.config.budget, given.generalist_steps
-    own = max(1, (budget.steps - shared) // len(given.groups))
+    shared, own = given.generalist_steps, given.expert_steps
     paths: dict[str, Path] = {}
     start = None
     if shared:
-        schedule = budget.generalist_schedule
+        schedule = given.config.budget.generalist_schedule
         start = paths[GENERALIST] = student(given, GENERALIST, store, steps=shared, schedule=schedule)
-    if budget.allocation == "even" or own < 2:
+    if not given.begun_steps:
         for group in given.groups:
             paths[f"expert/{group}"] = student(given, f"expert-{group}", store, steps=own, group=group, start=start)
     else:
-        paths |= _experts_by_gain(given, store, own * len(given.groups), start)
+        paths |= _experts_by_gain(given, store, start)
     return paths
 
 
-def _experts_by_gain(given: Inputs, store: Path, steps: int, start: Path | None) -> dict[str, Path]:
+def _experts_by_gain(given: Inputs, store: Path, start: Path | None) -> dict[str, Path]:
     """Distil experts for half of the steps alike, and spend the other half where validation says that it pays."""
-    half = max(1, steps // 2 // len(given.groups))
+    half = given.begun_steps
     begun = {
         group: student(given, f"begun-{group}", store, steps=half, group=group, start=start, schedule="constant")
         for group in given.groups
     }
     gains = {group: late_gain(json.loads((path / "curve.json").read_text())) for group, path in begun.items()}
-    left = allocate(steps - half * len(begun), gains)
+    left = allocate((given.expert_steps - half) * len(begun), gains)
     return {
         f"expert/{group}": student(given, f"expert-{group}", store, steps=left[group], group=group, start=path)
         for group, path in begun.items()
