@@ -2,6 +2,7 @@
 
 import hashlib
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch.utils.data import Dataset, Subset
@@ -9,10 +10,14 @@ from torch.utils.data import Dataset, Subset
 from chronomoe.data.domains import Domain
 
 VALUES_OF_A_ROW = 4096
+_KNOWN: WeakKeyDictionary[Domain, str] = WeakKeyDictionary()
+"""Every training asks for that of its domains, and to answer means reading all series."""
 
 
 def fingerprint(domain: Domain) -> str:
     """Hash names, starts, lengths and, of each row, every value or some thousands of evenly spread ones."""
+    if domain in _KNOWN:
+        return _KNOWN[domain]
     total = hashlib.sha256(repr((domain.name, domain.seasonality, domain.cutoffs)).encode())
     for series in domain.series:
         facts = (series.item_id, str(series.start), series.freq, series.target.shape, series.known)
@@ -20,7 +25,7 @@ def fingerprint(domain: Domain) -> str:
         every = max(1, len(series) // VALUES_OF_A_ROW)
         for row in (*series.target, *series.covariates.values()):
             total.update(np.ascontiguousarray(row[::every]).tobytes())
-    return total.hexdigest()[:16]
+    return _KNOWN.setdefault(domain, total.hexdigest()[:16])
 
 
 def fingerprints(windows: Dataset[Any]) -> dict[str, str]:
