@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import datasets
 import pandas as pd
@@ -40,8 +40,7 @@ def training_windows(data: Any, config: WindowConfig, *, size: int, seed: int = 
         InputError: the data break a rule of their form, or hold no series long enough.
     """
     if _are_windows(data):
-        windows: Dataset[Window] = data
-        return windows
+        return data
     return TrainingWindows(_domains(data, **columns), config, size=size, seed=seed)
 
 
@@ -57,8 +56,7 @@ def validation_windows(data: Any, config: WindowConfig, **columns: Any) -> Datas
         InputError: the data break a rule of their form, or hold no series long enough.
     """
     if _are_windows(data):
-        windows: Dataset[Window] = data
-        return windows
+        return data
     domains = _domains(data, **columns)
     if all(domain.cutoffs is not WHOLE for domain in domains):
         return JoinedWindows([EvaluationWindows(domain, config, part="validation") for domain in domains])
@@ -89,7 +87,7 @@ def windows_for(model: PreTrainedModel, *, prediction_length: int, context_lengt
     return WindowConfig(context_length=context_length, horizon=prediction_length, min_context_length=least)
 
 
-def _are_windows(data: Any) -> bool:
+def _are_windows(data: Any) -> TypeGuard[Dataset[Window]]:
     return isinstance(data, Dataset) or (isinstance(data, Sequence) and len(data) > 0 and isinstance(data[0], Window))
 
 

@@ -60,7 +60,7 @@ def write_report(folder: Path) -> Path:
         "domains": list(found.domains),
         "models": found.models,
         "facts": facts(found, claims, run["efficiency"]),
-        "sections": sections(run, found),
+        "sections": sections(run, found, claims),
         "kinds": KINDS,
         "colours": charts.COLOURS,
     }

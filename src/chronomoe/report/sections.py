@@ -56,14 +56,14 @@ class Section(NamedTuple):
     blocks: Sequence[Any]
 
 
-def sections(run: Mapping[str, Any], found: Evaluation) -> list[Section]:
+def sections(run: Mapping[str, Any], found: Evaluation, claims: Sequence[Claim]) -> list[Section]:
     """Build every section that the files of a run have something for.
 
     Args:
         run: content of its files by their names without endings.
         found: records at home.
+        claims: those of the run, of speed too.
     """
-    claims = [Claim.read(claim) for claim in (*run["intervals"], *run["speed"])]
     built = (
         Section("claims", "Claims", "Claims", list(_claims(claims))),
         Section("recommendation", "Recommendation", "Recommendation", list(_recommendation(run, claims))),

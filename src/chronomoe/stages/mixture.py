@@ -19,7 +19,7 @@ from chronomoe.models.mixture.router import RoutingConfig
 from chronomoe.models.sparse.upcycling import check_dense
 from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
 from chronomoe.stages.processes import choose_device
-from chronomoe.stages.soft_targets import Material, check_windows, report_skipped, validation_windows
+from chronomoe.stages.soft_targets import Material, check_windows, report_skipped
 from chronomoe.stages.students import train
 from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for, stage_key
 from chronomoe.training.arguments import DistilConfig
@@ -197,13 +197,11 @@ def compose_mixture(
     check_select(select, top_k=routing.top_k, candidates=len(members))
     if router_windows < 1:
         raise InputError(f"the router needs at least 1 window to learn from, got {router_windows}")
-    train_windows = TrainingWindows(domains, windows, size=router_windows, seed=router.seed)
-    report_skipped(console, train_windows.skipped)
-    watched = JoinedWindows(list(validation_windows(domains, windows).values()))
-    facts = Material.of(domains, windows, size=router_windows, seed=router.seed, facts={}).facts
+    material = Material.of(domains, windows, size=router_windows, seed=router.seed, facts={})
+    report_skipped(console, material.windows.skipped)
     with folder_for(out, console=console) as work:
-        inputs = {**facts, "experts": {name: revision(model) for name, model in members.items()}}
-        routed = route(work, members, train_windows, watched, moe, router, inputs=inputs, select=select)
+        inputs = {**material.facts, "experts": {name: revision(model) for name, model in members.items()}}
+        routed = route(work, members, material.windows, material.watched(), moe, router, inputs=inputs, select=select)
         loss = json.loads((routed / "router.json").read_text())["validation"]["mixture"]
         work.console.print(f"validation loss of the mixture: {loss:.4f}")
         work.publish(routed / "model", out)

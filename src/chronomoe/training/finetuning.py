@@ -73,11 +73,9 @@ def finetune(
     With "lora", return it as a ``peft.PeftModel``, whose adapters are not merged.
 
     Raises:
-        InputError: the mode is unknown, or LoRA is asked for without ``peft``, set up without being asked for, or for
+        InputError: LoRA is asked for without ``peft``, set up without being asked for, or for
             weights that it does not reach.
     """
-    if finetune_mode not in ("full", "lora"):
-        raise InputError(f"finetune_mode must be 'full' or 'lora', got {finetune_mode!r}")
     if finetune_mode == "full" and lora_config is not None:
         raise InputError("lora_config needs finetune_mode='lora', got 'full'")
     tuned: Any = extend(copy.deepcopy(model).float(), context_length, prediction_length)
