@@ -18,6 +18,7 @@ from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.mixture import MixtureConfig, build_mixture
 from chronomoe.models.mixture.router import RouterConfig, RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
+from moe_models import take_sides
 
 os.environ["OMP_NUM_THREADS"] = "1"  # of processes that tests start
 torch.set_num_threads(1)  # sums in one order, so that the same seed gives the same bits; tiny models are faster, too
@@ -132,13 +133,7 @@ def make_mixture(experts):
             router=RouterConfig(**router or {}),
             balance=BalanceConfig(**balance or {}),
         )
-        mixture = build_mixture(members, config).eval()
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in mixture.router.parameters():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
-            mixture.router.network[-1].weight.mul_(6)
-        return mixture
+        return take_sides(build_mixture(members, config).eval())
 
     return build
 

@@ -13,3 +13,13 @@ def train_by_chance(model, seed=0):
                 noise = torch.randn(weight.shape, generator=generator) / weight.shape[-1] ** 0.5
                 weight.copy_(weight + noise)
     return model
+
+
+def take_sides(mixture, seed=0):
+    """Draw the router of a mixture so that it tells rows apart, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in mixture.router.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+        mixture.router.network[-1].weight.mul_(6)
+    return mixture

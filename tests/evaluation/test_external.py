@@ -21,6 +21,10 @@ needs_statsforecast = pytest.mark.skipif(
 )
 
 
+FOLLOWED = {"AutoETS": ("hourly", "daily", "overall"), "AutoTheta": ("daily",)}
+"""Where each model follows the season: in four noisy days of hours, AutoTheta's own test finds none."""
+
+
 @pytest.fixture
 def tasks(make_frame):
     """An hourly domain of two series, and a daily one of pairs, with gaps."""
@@ -101,8 +105,11 @@ def test_classical_models_forecast_quantiles_in_order_around_a_season(tasks, nam
         assert np.isfinite(quantiles).all()
         assert (np.diff(quantiles, axis=1) >= 0).all()
     found, _ = compare_forecasters({name: classical(name)}, tasks, levels=LEVELS)
-    overall = next(r for r in found.records() if (r["model"], r["domain"], r["metric"]) == (name, "overall", "WQL"))
-    assert overall["value"] < 2  # of seasonal naive; forecasts that miss the season are far above
+    loss = {
+        (record["model"], record["domain"]): record["value"] for record in found.records() if record["metric"] == "WQL"
+    }
+    for domain in FOLLOWED[name]:
+        assert loss[name, domain] < 1.2 * loss[NAIVE, domain]
 
 
 @needs_statsforecast
