@@ -22,7 +22,7 @@ from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
 from chronomoe.pipeline import ChronoMoEPipeline
 from chronomoe.stages.faults import room
-from chronomoe.stages.processes import check_one_process, choose_device
+from chronomoe.stages.processes import check_one_process, choose_device, place_model
 from chronomoe.stages.workspace import FORMAT, check_file_out, whole_file
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -70,7 +70,7 @@ def predict_file(
     if out.suffix not in (".csv", ".parquet"):
         raise InputError(f"forecasts are written to a .csv or .parquet file, got {out}")
     check_one_process("predict")
-    place = choose_device(device)
+    choose_device(device)  # refuse one that is not there before anything is read
     check_asked(horizon, levels)
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1 row, got {batch_size}")
@@ -95,7 +95,7 @@ def predict_file(
     pipeline = ChronoMoEPipeline.from_pretrained(model, dtype="auto" if dtype == "auto" else "float32")
     if dtype == "bfloat16":
         pipeline.model.compute_dtype = torch.bfloat16
-    pipeline.model.to(place)
+    place_model(pipeline.model, device)
     scratch = out.with_name(f"{out.name}.parts")
     key = content_key(files, FORMAT, revision(pipeline.model), horizon, target, freq, list(levels), dtype)
     parts: list[Path] = []

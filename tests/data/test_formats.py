@@ -222,6 +222,15 @@ def test_part_files_of_other_columns_are_refused(frame, tmp_path, layout, cached
         read_series(tmp_path, cache_dir=tmp_path / "cache") if cached else list(stream_series(tmp_path))
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_part_files_of_other_columns_are_refused_where_they_are_read_whole(frame, tmp_path, suffix):
+    for number, part in enumerate((frame.iloc[:9], frame.iloc[9:].drop(columns="price"))):
+        write = part.to_csv if suffix == "csv" else part.to_parquet
+        write(tmp_path / f"part-{number}.{suffix}", index=False)
+    with pytest.raises(InputError, match=f"the columns of the first one.*'price'.* in '.*part-1.{suffix}'"):
+        read_series(tmp_path)
+
+
 @pytest.mark.parametrize("other", ["int64", "float32", "str"])
 def test_an_item_may_go_on_in_a_part_file_of_another_number_type(frame, tmp_path, other):
     frame.iloc[:9].to_parquet(tmp_path / "part-0.parquet", index=False)

@@ -16,13 +16,16 @@ from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.upcycling import upcycle
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.predict import predict_file
+from chronomoe.stages.evaluation import evaluate_checkpoints
 from chronomoe.stages.export import export_checkpoint
+from chronomoe.stages.processes import place_model
 from moe_models import take_sides
 from sample_series import sample_domain, series_to_frame
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+from chronomoe.export.folder import export_model  # noqa: E402  # which imports the extra
 
 TOLERANCE = 2e-5
 """Of a difference, relative to the spread of a row's forecast."""
@@ -127,6 +130,45 @@ def test_files_are_forecast_with_a_graph(exported, tmp_path):
         predict_file(folder, tmp_path / "past.parquet", horizon=20, out=tmp_path / "out.parquet", dtype="bfloat16")
 
 
+def test_a_graph_is_scored_beside_the_checkpoint_it_was_made_of(exported):
+    folder = exported[2]
+    records = evaluate_checkpoints(
+        [str(folder.parent / "mixture"), str(folder)], [sample_domain(count=3, length=300)],
+        horizon=16, context_length=96, limit=4,
+    )  # fmt: skip
+    found = {(one["model"], one["metric"]): one["value"] for one in records if one["domain"] == "overall"}
+    assert found[str(folder), "WQL"] == pytest.approx(found[str(folder.parent / "mixture"), "WQL"], rel=1e-4)
+
+
+def test_a_graph_stays_on_the_cpu_beside_a_gpu_nobody_asked_it_to_use(exported, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    series_to_frame(sample_domain(count=3, length=90).series).to_parquet(tmp_path / "past.parquet")
+    predict_file(exported[2], tmp_path / "past.parquet", horizon=20, out=tmp_path / "out.parquet")
+    assert len(pd.read_parquet(tmp_path / "out.parquet")) == 60
+    assert place_model(exported[1].model) == torch.device("cpu")
+    with pytest.raises(InputError, match="an exported model runs on the CPU, got device 'cuda:0'"):
+        predict_file(exported[2], tmp_path / "past.parquet", horizon=20, out=tmp_path / "cuda.parquet", device="cuda")
+
+
+def test_weights_beyond_two_gigabytes_lie_beside_the_graph(exported, make_context, tmp_path, monkeypatch):
+    pipeline, loaded, folder = exported
+    whole, check = onnx.load(folder / "model.onnx"), onnx.checker.check_model
+
+    def check_files_only(model, *args, **kwargs):  # as onnx does with a graph of that size
+        assert not isinstance(model, onnx.ModelProto)
+        check(model, *args, **kwargs)
+
+    monkeypatch.setattr("chronomoe.export.folder.LARGEST_FILE", 1000)
+    monkeypatch.setattr("chronomoe.export.folder.build_graph", lambda model: whole)
+    monkeypatch.setattr("onnx.checker.check_model", check_files_only)
+    export_model(pipeline.model, tmp_path / "large")
+    assert (tmp_path / "large" / "model.onnx.data").stat().st_size > (tmp_path / "large" / "model.onnx").stat().st_size
+    context = make_context(3, 90)
+    large = ChronoMoEPipeline.from_pretrained(tmp_path / "large").model
+    assert torch.equal(large(context).quantile_preds, loaded.model(context).quantile_preds)
+
+
 def test_every_expert_stands_in_a_branch(exported):
     graph = onnx.load(exported[2] / "model.onnx").graph
     branches = [node for node in graph.node if node.op_type == "If"]
@@ -201,7 +243,11 @@ def test_int8_changes_little_and_depends_on_no_other_row(make_teacher, make_cont
     assert 0 < (loaded.model(**together).quantile_preds - exact).abs().mean() < 0.05 * exact.std()
     forms = list(branches(onnx.load(tmp_path / "int8" / "model.onnx").graph, "together"))
     assert len(forms) == 2
-    assert all("QuantizeLinear" in {node.op_type for node in form.node} for form in forms)
+    for form, products_of_a_layer in zip(forms, (4 + 1 + 2, 4 + 4 + 2), strict=True):  # alone, grouped
+        narrow = {node.output[0] for node in form.node if node.op_type == "DequantizeLinear"}
+        products = [set(node.input) for node in form.node if node.op_type == "MatMul"]
+        in_int8 = sum(operands <= narrow for operands in products)
+        assert in_int8 == 2 * products_of_a_layer
 
 
 def test_sparse_models_wrong_options_and_other_folders_are_refused(make_teacher, tmp_path):

@@ -18,6 +18,7 @@ from chronomoe.data.soft_targets import LiveTeacher, revision
 from chronomoe.data.windows import WindowConfig
 from chronomoe.models.provenance import provenance
 from chronomoe.models.unwrapping import exact_model_of
+from chronomoe.training import routing
 from chronomoe.training.arguments import DistilConfig
 from chronomoe.training.losses import LossConfig
 from chronomoe.training.routing import RouterTrainingConfig, fit_router
@@ -150,6 +151,20 @@ def test_a_router_is_trained_on_data_of_any_form(pipeline, student, values):
         name.split(".")[0] for name, value in mixture.state_dict().items() if not torch.equal(value, before[name])
     }
     assert changed <= {"router", "balance_bias"}
+
+
+def test_the_windows_a_router_stops_by_are_not_drawn_for_training(pipeline, student, values, monkeypatch):
+    drawn = training_windows(list(values), SHAPE, size=200, leave_last=True)
+    last = set(values[:, -SHAPE.horizon :].ravel().tolist())
+    assert not any(last & set(drawn[place].target.ravel().tolist()) for place in range(200))
+    mixture = build_mixture([student, pipeline], num_experts_per_tok=1)
+    seen = []
+    monkeypatch.setattr(routing, "forecast_with_experts", lambda _, windows, **__: seen.append(windows))
+    monkeypatch.setattr(routing, "train_router", lambda *_: {})
+    fit_router(mixture, list(values), prediction_length=16, num_windows=200)
+    assert not any(last & set(seen[0][place].target.ravel().tolist()) for place in range(200))
+    with pytest.raises(InputError, match="pass eval_dataset too"):
+        fit_router(mixture, drawn, prediction_length=16)
 
 
 @pytest.mark.parametrize(

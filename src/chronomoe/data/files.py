@@ -133,6 +133,12 @@ def _read(files: Sequence[Path], wish: Wish, cache: str | os.PathLike[str] | Non
     if layout == "lists":
         return take_in(batches(files, wish), wish)
     frames = [read_table(file) for file in files]
+    for file, frame in zip(files, frames, strict=True):
+        if set(frame.columns) != set(frames[0].columns):
+            raise InputError(
+                "every part of a table must have the columns of the first one, which are "
+                f"{listed(frames[0].columns)}, got {listed(frame.columns)} in {str(file)!r}"
+            )
     return take_in([frame_to_rows(frames[0] if len(frames) == 1 else pd.concat(frames), wish)], wish)
 
 

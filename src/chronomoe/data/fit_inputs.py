@@ -1,6 +1,7 @@
 """Training data in whatever form one has it: as ``Chronos2Pipeline.fit`` takes it, as a frame, a file or a domain."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -14,16 +15,30 @@ from chronomoe.data.batching import without_future
 from chronomoe.data.domains import Domain, load_domain
 from chronomoe.data.frames import frame_to_series
 from chronomoe.data.series import Series
-from chronomoe.data.split import Split
+from chronomoe.data.split import Split, Stops
 from chronomoe.data.windows import EvaluationWindows, JoinedWindows, TrainingWindows, Window, WindowConfig, cut_window
 from chronomoe.errors import InputError
+from chronomoe.models.configuration import configuration
 
 WHOLE = Split(train=1.0, test=0.0)
 START, FREQ = pd.Timestamp("2000-01-01"), "D"
 """Of series that come without times, which no model reads."""
 
 
-def training_windows(data: Any, config: WindowConfig, *, size: int, seed: int = 0, **columns: Any) -> Dataset[Window]:
+@configuration
+class AllButLast(Split):
+    """All of each series trains but its last steps, which validate."""
+
+    steps: int = 0
+
+    def of(self, length: int) -> Stops:
+        """Return the stops in a series of ``length`` rows."""
+        return Stops(max(length - self.steps, 0), length, length)
+
+
+def training_windows(
+    data: Any, config: WindowConfig, *, size: int, seed: int = 0, leave_last: bool = False, **columns: Any
+) -> Dataset[Window]:
     """Draw training windows from data of any form; windows are returned as they are.
 
     Args:
@@ -34,14 +49,19 @@ def training_windows(data: Any, config: WindowConfig, *, size: int, seed: int = 
         config: context and horizon.
         size: number of windows.
         seed: of the draw.
+        leave_last: keep the last horizon of each series, which ``validation_windows`` cuts, out of what is drawn.
         **columns: ``target``, ``known_covariates`` and ``freq`` of frames and files.
 
     Raises:
         InputError: the data break a rule of their form, or hold no series long enough.
     """
-    if _are_windows(data):
+    if are_windows(data):
         return data
-    return TrainingWindows(_domains(data, **columns), config, size=size, seed=seed)
+    domains = _domains(data, **columns)
+    if leave_last:
+        split = AllButLast(steps=config.horizon)
+        domains = [replace(domain, cutoffs=split) if domain.cutoffs is WHOLE else domain for domain in domains]
+    return TrainingWindows(domains, config, size=size, seed=seed)
 
 
 def validation_windows(data: Any, config: WindowConfig, **columns: Any) -> Dataset[Window]:
@@ -55,7 +75,7 @@ def validation_windows(data: Any, config: WindowConfig, **columns: Any) -> Datas
     Raises:
         InputError: the data break a rule of their form, or hold no series long enough.
     """
-    if _are_windows(data):
+    if are_windows(data):
         return data
     domains = _domains(data, **columns)
     if all(domain.cutoffs is not WHOLE for domain in domains):
@@ -87,7 +107,8 @@ def windows_for(model: PreTrainedModel, *, prediction_length: int, context_lengt
     return WindowConfig(context_length=context_length, horizon=prediction_length, min_context_length=least)
 
 
-def _are_windows(data: Any) -> TypeGuard[Dataset[Window]]:
+def are_windows(data: Any) -> TypeGuard[Dataset[Window]]:
+    """Whether these are windows, already cut."""
     return isinstance(data, Dataset) or (isinstance(data, Sequence) and len(data) > 0 and isinstance(data[0], Window))
 
 

@@ -20,6 +20,8 @@ from chronomoe.data.table import SeriesTable, is_list
 from chronomoe.errors import InputError
 
 SUFFIXES = (".parquet", ".pq")
+FORMAT = 1
+"""Of the tables kept in a cache: raised when rows are made of files in another way."""
 BATCH_ROWS = 1 << 18
 """Rows of a long Parquet file, or their share of a file of lists, that are in memory at once."""
 
@@ -119,7 +121,7 @@ def mapped(files: Sequence[Path], wish: Wish, cache: Path) -> SeriesTable:
     Raises:
         InputError: a check fails, or the rows of an item do not stand together.
     """
-    made = cache / f"{files[0].stem}-{content_key(files, wish.target, wish.known, BATCH_ROWS)}.arrow"
+    made = cache / f"{files[0].stem}-{content_key(files, FORMAT, wish.target, wish.known, BATCH_ROWS)}.arrow"
     if not made.exists():
         cache.mkdir(parents=True, exist_ok=True)
         if (item := scattered(files)) is not None:

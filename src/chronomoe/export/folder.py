@@ -56,13 +56,14 @@ def export_model(model: PreTrainedModel, folder: str | Path, *, calibration: Seq
     with whole_folder(path) as scratch:
         large = graph.ByteSize() > LARGEST_FILE
         onnx.save(graph, scratch / GRAPH, save_as_external_data=large, location=f"{GRAPH}.data" if large else None)
+        onnx.checker.check_model(scratch / GRAPH)  # the file: a graph in memory is checked up to 2 GB only
         names = model.config.expert_names if isinstance(model, DistilledMoE) else [path.name]
         config = model.config.to_dict() | {"chronos_pipeline_class": "ChronoMoEPipeline", "expert_names": names}
         (scratch / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
         precision = (
             "float32"
             if calibration is None
-            else "int8 in feed-forward and output products of experts, float32 elsewhere"
+            else "int8 in the attention and feed-forward products of experts, float32 elsewhere"
         )
         card = model_card(model, name=path.name, sections={"Form": f"One ONNX graph, router included, in {precision}."})
         (scratch / "README.md").write_text(card, encoding="utf-8")

@@ -196,11 +196,13 @@ class StudentForm(_Weights):
         return result
 
     def _in_time(self, states: Tensor, weights: "_BlockWeights", mask: Tensor, *, first: int) -> Tensor:
-        normed, inner = self._normed(states), weights.time_out.shape[0]
+        normed = self._normed(states)
         q, k, v = (
             (part @ weight).unflatten(-1, (self.heads, self.width))
-            for part, weight in zip(
-                (normed[:, first:], normed, normed), weights.time_in.split(inner, dim=1), strict=True
+            for part, weight in (
+                (normed[:, first:], weights.time_q),
+                (normed, weights.time_k),
+                (normed, weights.time_v),
             )
         )
         tokens = states.shape[1]
@@ -218,10 +220,9 @@ class StudentForm(_Weights):
         normed = self._normed(states)
         if not self.grouped:
             return states + normed @ weights.alone
-        inner = weights.group_out.shape[0]
         q, k, v = (
             (normed @ weight).unflatten(-1, (self.heads, self.width)).permute(1, 2, 0, 3)  # (token, head, batch, width)
-            for weight in weights.group_in.split(inner, dim=1)
+            for weight in (weights.group_q, weights.group_k, weights.group_v)
         )
         mask = _ignore(same[None, None] & seen.T[:, None, None])
         mixed = (q @ k.transpose(2, 3) + mask).softmax(dim=-1) @ v
@@ -255,9 +256,13 @@ class _ResidualWeights(_Weights):
 class _BlockWeights(_Weights):
     """A block's weights with the norms before them multiplied in, ``(in, out)`` each."""
 
-    time_in: Tensor
+    time_q: Tensor
+    time_k: Tensor
+    time_v: Tensor
     time_out: Tensor
-    group_in: Tensor
+    group_q: Tensor
+    group_k: Tensor
+    group_v: Tensor
     group_out: Tensor
     alone: Tensor
     feed_in: Tensor
@@ -267,10 +272,11 @@ class _BlockWeights(_Weights):
         super().__init__()
         time, group, dense = block.layer
         for name, layer in (("time", time), ("group", group)):
-            projections = [getattr(layer.self_attention, part).weight * layer.layer_norm.weight for part in "qkv"]
-            self._keep(f"{name}_in", torch.cat(projections))
+            for part in "qkv":
+                weight = getattr(layer.self_attention, part).weight * layer.layer_norm.weight
+                self._keep(f"{name}_{part}", weight)
             self._keep(f"{name}_out", layer.self_attention.o.weight)
-        self._keep("alone", group.self_attention.o.weight @ projections[2])
+        self._keep("alone", group.self_attention.o.weight @ weight)
         self._keep("feed_in", dense.mlp.wi.weight * dense.layer_norm.weight)
         self._keep("feed_out", dense.mlp.wo.weight)
 

@@ -30,11 +30,12 @@ class _Samples(CalibrationDataReader):  # type: ignore[misc]
 
 
 def to_int8(graph: ModelProto, samples: list[Read]) -> ModelProto:
-    """Return a student's graph whose feed-forward products and those that leave attention are taken in int8.
+    """Return a student's graph whose products with weights are taken in int8, in attention and feed-forward layers.
 
     Weights have a scale for each output, activations one for each product, from the range that they have on the
     samples: a forecast does not depend on the rest of its batch. What is left in float32: instance norm, norms,
-    queries, keys, values and scores, the residual stream, and the quantile head, whose error would be the forecast's.
+    attention scores, the residual stream, the patch embedding, and the quantile head, whose error would be the
+    forecast's.
     """
     weights = {weight.name for weight in graph.graph.initializer}
     products = [

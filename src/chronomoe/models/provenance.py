@@ -48,7 +48,8 @@ def check_teacher(model: PreTrainedModel, teacher: str | None) -> None:
     if teacher and others:
         raise InputError(
             f"the student was distilled from teacher {', '.join(sorted(others))}, these soft targets are of {teacher}; "
-            "use its own teacher, cut a new student, or set config.provenance to None if the change is meant"
+            "use its own teacher, cut a new student, or set config.provenance to None, also that of each expert of a "
+            "mixture, if the change is meant"
         )
 
 

@@ -38,7 +38,7 @@ from chronomoe.evaluation.tasks import Task, make_task
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
 from chronomoe.pipeline import ChronoMoEPipeline, load_model
-from chronomoe.stages.processes import check_one_process, choose_device
+from chronomoe.stages.processes import check_one_process, choose_device, place_model
 from chronomoe.stages.soft_targets import report_skipped
 
 TEACHER, UPSTREAM = "teacher", "teacher, upstream code"
@@ -171,7 +171,7 @@ def evaluate_checkpoints(
         InputError: the checkpoints forecast other quantile levels, so that their WQL cannot be compared.
     """
     check_one_process("evaluate")
-    place = choose_device(device)
+    choose_device(device)  # refuse one that is not there before anything is read
     names = [domain.name for domain in domains]
     if len(set(names)) < len(names):
         raise InputError(f"every data set needs a name of its own, got {names}; rename a file")
@@ -181,7 +181,9 @@ def evaluate_checkpoints(
     skipped = {domain.name: EvaluationWindows(domain, windows, part="test").skipped for domain in domains}
     report_skipped(console, skipped)
     tasks = {domain.name: make_task(domain, windows, limit=limit) for domain in domains}
-    loaded = {name: load_model(name).to(place) for name in models}
+    loaded = {name: load_model(name) for name in models}
+    for model in loaded.values():
+        place_model(model, device)
     levels = {name: tuple(model.chronos_config.quantiles) for name, model in loaded.items()}
     if len(set(levels.values())) > 1:
         counts = ", ".join(f"{name} {len(own)}" for name, own in levels.items())

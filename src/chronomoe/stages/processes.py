@@ -3,8 +3,10 @@
 import functools
 import os
 from datetime import timedelta
+from typing import Any
 
 import torch
+from torch import nn
 from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
@@ -50,6 +52,13 @@ def choose_device(name: str = "auto") -> torch.device:
     if index >= count:
         raise InputError(f"device 'cuda:{index}' is not there: torch finds {count} GPUs, numbered from 0")
     return torch.device("cuda", index)
+
+
+def place_model(model: Any, name: str = "auto") -> torch.device:
+    """Move a model to the device with this name and return that; ``auto`` leaves an exported model on the CPU."""
+    device = torch.device("cpu") if name == "auto" and not isinstance(model, nn.Module) else choose_device(name)
+    model.to(device)
+    return device
 
 
 def count_processes() -> int:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from chronomoe.data.fit_inputs import training_windows, validation_windows, windows_for
+from chronomoe.data.fit_inputs import are_windows, training_windows, validation_windows, windows_for
 from chronomoe.data.windows import Window, collate, model_inputs, to_device
 from chronomoe.errors import InputError
 from chronomoe.models.configuration import Seed, configuration
@@ -93,7 +93,8 @@ def fit_router(
     Args:
         mixture: its router is trained in place.
         train_dataset: see :func:`chronomoe.data.fit_inputs.training_windows`.
-        eval_dataset: likewise, to stop by; the last windows, or the validation parts, of the training data when None.
+        eval_dataset: likewise, to stop by. When None, the validation parts of domains and the last window of all other
+            series, which training then leaves out; windows that are already cut need a set of their own.
         prediction_length: horizon of the windows.
         context_length: their context.
         num_windows: drawn from the training data.
@@ -108,10 +109,13 @@ def fit_router(
     """
     config = args or RouterTrainingConfig()
     shape = windows_for(mixture, prediction_length=prediction_length, context_length=context_length)
-    watched = train_dataset if eval_dataset is None else eval_dataset
+    alone = eval_dataset is None
+    if alone and are_windows(train_dataset):
+        raise InputError("windows to train on do not say which of them may stop the training; pass eval_dataset too")
+    watched = train_dataset if alone else eval_dataset
     forecasts = []
     for windows in (
-        training_windows(train_dataset, shape, size=num_windows, seed=config.seed, **columns),
+        training_windows(train_dataset, shape, size=num_windows, seed=config.seed, leave_last=alone, **columns),
         validation_windows(watched, shape, **columns),
     ):
         count = range(len(windows))  # type: ignore[arg-type]

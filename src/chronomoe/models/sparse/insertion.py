@@ -179,14 +179,6 @@ class MoEEnhancedChronos2(SparseChronos2Model):
         """Take the base's weights as they are now for those that stay, as after adapters were merged into them."""
         self.config.base_sha256, self.config.base_dtype = self.base_hash(), _name(self.dtype)
 
-    def inserted_share(self) -> float:
-        """Return what a token costs in the inserted layers, as a share of what it costs in the base's encoder.
-
-        Counted in products with weights, one for each active parameter; attention scores are left out.
-        """
-        inserted = sum(layer.active_parameters() for layer in self.moe_layers.values())
-        return inserted / sum(value.numel() for name, value in self.base_parameters() if name.startswith("encoder."))
-
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
         """Save a checkpoint with the hash of the base: see ``SparseChronos2Model.save_pretrained``.
 
