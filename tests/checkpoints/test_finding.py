@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from chronos import BaseChronosPipeline, Chronos2Pipeline
 from transformers import BertConfig, BertModel
 
 from chronomoe import ChronoMoEPipeline, InputError, StudentConfig, create_student_model, load_model, load_teacher
@@ -79,6 +80,15 @@ assert settings_of_others() == before
 assert torch.equal(forecast(sys.argv[2]), student)  # stock still, to the bit
 torch.save((student, forecast(sys.argv[3], "ChronoMoEPipeline")), sys.argv[4])
 """
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "auto"}])
+def test_stock_entry_points_ask_for_no_trial_of_types(mixture, tmp_path, options):
+    ChronoMoEPipeline(mixture).save_pretrained(tmp_path / "moe")
+    for entry in (BaseChronosPipeline, Chronos2Pipeline):
+        loaded = entry.from_pretrained(tmp_path / "moe", **options)
+        assert isinstance(loaded, ChronoMoEPipeline)
+        assert loaded.trials is None, "its numbers would depend on a clock"
 
 
 def test_stock_loads_a_student_without_us_and_a_mixture_once_we_are_imported(plain, mixture, series, tmp_path):
