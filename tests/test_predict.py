@@ -437,3 +437,16 @@ def test_a_frame_that_breaks_a_rule_is_refused_as_a_file_is(pipeline, make_frame
     ):
         with pytest.raises(InputError, match=message):
             pipeline.predict_df(bad, prediction_length=HORIZON)
+
+
+def test_the_main_expert_of_each_series_can_stand_beside_its_forecast(moe, pipeline, make_frame, tmp_path):
+    frame = make_frame(3, 100)
+    found = predicted(moe, frame, tmp_path, experts=True)
+    series = [part.target.to_numpy() for _, part in frame.groupby("item_id", sort=False)]
+    expected = [next(iter(gates)) for gates in pipeline.routing(series)]
+    assert found.groupby("item_id", sort=False).expert.unique().map(list).tolist() == [[name] for name in expected]
+
+
+def test_a_model_without_experts_cannot_name_them(teacher_folder, make_frame, tmp_path):
+    with pytest.raises(InputError, match="routing needs a mixture of distilled experts"):
+        predicted(teacher_folder, make_frame(1, 100), tmp_path, experts=True)

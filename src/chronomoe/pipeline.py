@@ -24,6 +24,7 @@ from chronomoe.data.frames import tidy
 from chronomoe.data.intake import Wish
 from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
 from chronomoe.errors import InputError, extra
+from chronomoe.models.bands import with_bands
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.cross_learning import RoutedBySeries, series_of_rows
 from chronomoe.models.mixture.mixture import DistilledMoE
@@ -31,6 +32,7 @@ from chronomoe.models.precision import DtypeTrials
 from chronomoe.models.promises import constant_level, put_in_order
 from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
+from chronomoe.models.unwrapping import check_trainable
 
 if TYPE_CHECKING:
     from peft import LoraConfig  # type: ignore[import-not-found,import-untyped]
@@ -64,6 +66,8 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
     - A constant is forecast as that constant, at all levels: a series whose observed values, one or more, are all
       equal. Other variates and covariates may move it: with those, every one of them must be constant too, known
       future values included. ``cross_learning`` makes one group of the batch, so this asks it of all its series.
+
+    Where a checkpoint has recalibrated bands (``chronomoe recalibrate``), quantiles are stretched around the median.
     """
 
     def __init__(self, model: Any, *, trials: DtypeTrials | None = None) -> None:
@@ -229,10 +233,9 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
             context, group_ids, future_covariates, *rest, target_idx_ranges=target_idx_ranges, **options
         )
         rank = torch.tensor(self.quantiles).argsort().argsort()  # levels may come in any order
-        return [
-            put_in_order(forecast, level=level[first:last])[:, rank]
-            for forecast, (first, last) in zip(forecasts, target_idx_ranges, strict=True)
-        ]
+        pairs = zip(forecasts, target_idx_ranges, strict=True)
+        ordered = [put_in_order(forecast, level=level[first:last]) for forecast, (first, last) in pairs]
+        return [found[:, rank] for found in with_bands(self.model, ordered, context, target_idx_ranges)]
 
     def fit(
         self,
@@ -269,14 +272,12 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         already, and its ``save_pretrained`` writes one whole checkpoint.
 
         Raises:
-            InputError: the mode does not exist, or the model has none of its kind: see ``training.finetuning``.
+            InputError: the mode does not exist, the model has none of its kind (see ``training.finetuning``), or its
+                bands were recalibrated, which would not fit the new weights.
         """
         if finetune_mode not in ("full", "lora"):
             raise InputError(f"finetune_mode must be 'full' or 'lora', got {finetune_mode!r}")
-        if not isinstance(self.model, torch.nn.Module):
-            raise InputError(
-                "an exported model only forecasts; fine-tune the checkpoint it was made of, and export that"
-            )
+        check_trainable(self.model)
         context_length = context_length or self.model_context_length
         if learning_rate is None:
             grown = finetune_mode == "full" and isinstance(self.model, MoEEnhancedChronos2)

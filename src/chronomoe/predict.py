@@ -41,6 +41,7 @@ def predict_file(
     batch_size: int = 256,
     device: str = "auto",
     dtype: str = "float32",
+    experts: bool = False,
     console: Console | None = None,
 ) -> int:
     """Forecast every series of a file, write a CSV or Parquet file and return its number of rows.
@@ -62,6 +63,7 @@ def predict_file(
         device: see ``choose_device``.
         dtype: what the model computes in: "float32", "bfloat16", or "auto", which is bfloat16 where a trial says that
             this processor is faster in it.
+        experts: add the column ``expert``, which names the one with the largest gate.
         console: where progress is shown, if it is a terminal; stderr by default.
 
     Raises:
@@ -97,7 +99,9 @@ def predict_file(
         pipeline.model.compute_dtype = torch.bfloat16
     place_model(pipeline.model, device)
     scratch = out.with_name(f"{out.name}.parts")
-    key = content_key(files, FORMAT, revision(pipeline.model), horizon, target, freq, list(levels), dtype)
+    bands = getattr(pipeline.model, "bands", None)
+    made_by = (revision(pipeline.model), None if bands is None else bands.factor.tolist(), dtype, experts)
+    key = content_key(files, FORMAT, made_by, horizon, target, freq, list(levels))
     parts: list[Path] = []
     with room(out.parent, out.name):
         mark = scratch / "key"
@@ -121,6 +125,7 @@ def predict_file(
                                 levels=levels,
                                 ahead=None if ahead is None else values_ahead(ahead, table, horizon=horizon),
                                 context_length=pipeline.model_context_length,
+                                routing=pipeline.routing if experts else None,
                                 batch_size=batch_size,
                             )
                             written.result()

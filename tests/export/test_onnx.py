@@ -10,6 +10,7 @@ import torch
 
 from chronomoe import ChronoMoEPipeline
 from chronomoe.errors import InputError
+from chronomoe.models.bands import Bands
 from chronomoe.models.mixture.features import LAGS, direct_spectra, fourier_spectra, series_features
 from chronomoe.models.scaling import loc_and_scale, loc_and_scale_without_branch
 from chronomoe.models.sparse.config import MoEConfig
@@ -284,3 +285,20 @@ def test_location_and_scale_without_a_branch(gappy, make_teacher):
     rows = torch.cat([gappy, gappy[:2] * 1e30, gappy[:2] * 1e-30, torch.zeros(1, gappy.shape[1])])
     for ours, theirs in zip(loc_and_scale_without_branch(rows, norm), loc_and_scale(rows, norm), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-5)
+
+
+def test_recalibrated_bands_go_with_the_graph(exported, make_context, tmp_path):
+    pipeline, _, _ = exported
+    generator = torch.Generator().manual_seed(0)
+    bands = Bands(3 * torch.rand(3, 9, 20, generator=generator), torch.tensor([9, 9, 9]))
+    pipeline.model.bands = bands
+    try:
+        pipeline.save_pretrained(tmp_path / "calibrated")
+        assert export(tmp_path / "calibrated", tmp_path / "graph").returncode == 0
+        graph = ChronoMoEPipeline.from_pretrained(tmp_path / "graph")
+        torch.testing.assert_close(graph.model.bands, bands)
+        series = list(make_context())
+        expected, found = (torch.cat(one.predict(series, prediction_length=24)) for one in (pipeline, graph))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    finally:
+        del pipeline.model.bands

@@ -23,7 +23,7 @@ def load(name: str) -> ModuleType:
 
 
 def test_every_example_is_run_by_a_test_of_this_file():
-    tested = {"distil_a_student", "mix_students", "add_a_router", "compare_with_fracast", *ROUTES}
+    tested = {"distil_a_student", "mix_students", "add_a_router", "compare_with_fracast", "watch_a_mixture", *ROUTES}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -44,6 +44,14 @@ def test_the_distillation_example_writes_a_student_and_forecasts(tmp_path, capsy
 def test_the_mixture_example_prints_what_it_promises(capsys):
     load("mix_students").main()
     assert "experts:" in capsys.readouterr().out
+
+
+def test_the_example_of_watching_prints_a_verdict_on_each_case(make_mixture, experts, tmp_path, capsys):
+    members = {"web": experts["power"], "traffic": experts["retail"]}
+    ChronoMoEPipeline(make_mixture(members=members)).save_pretrained(tmp_path / "moe")
+    load("watch_a_mixture").main(str(tmp_path / "moe"), domains=["web"], limit=20)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": loss ")[0] for line in lines] == ["web, as it is", "web, another expert"]
 
 
 def test_the_router_example_saves_a_mixture_and_puts_its_router_back(tmp_path, capsys):

@@ -19,6 +19,7 @@ from chronomoe import (
     upcycle,
 )
 from chronomoe.models.balancing import LossFreeBias
+from chronomoe.models.bands import Bands
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
 from moe_models import train_by_chance
@@ -227,3 +228,15 @@ def test_adapters_without_their_base_are_refused(dense, make_teacher, fit, tmp_p
     (folder / "adapter_config.json").write_text("[]")
     with pytest.raises(InputError, match=r"adapter_config\.json is not a JSON object"):
         ChronoMoEPipeline.from_pretrained(folder)
+
+
+def test_adapters_of_a_checkpoint_that_was_recalibrated_since_are_refused(dense, make_frame, tmp_path):
+    ChronoMoEPipeline(dense).save_pretrained(tmp_path / "base")
+    options = {"prediction_length": 16, "finetune_mode": "lora", "num_steps": 1, "batch_size": 2}
+    series = [make_frame(1, 200).target.to_numpy()]
+    ChronoMoEPipeline.from_pretrained(tmp_path / "base").fit(series, output_dir=tmp_path, **options)
+    base = load_model(tmp_path / "base")
+    base.bands = Bands(torch.ones(1, 9, 16), torch.tensor([9]))
+    ChronoMoEPipeline(base).save_pretrained(tmp_path / "base")
+    with pytest.raises(InputError, match=r"whose bands were recalibrated without them; delete its bands.safetensors"):
+        load_model(tmp_path / "finetuned-ckpt")

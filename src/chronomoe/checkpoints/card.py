@@ -65,6 +65,12 @@ def model_card(model: PreTrainedModel, *, name: str, sections: Mapping[str, str]
         "horizon in one pass": f"{horizon} steps; longer ones are unrolled",
         **_provenance(model),
     }
+    bands = getattr(model, "bands", None)
+    if bands is not None:
+        rows["bands"] = (
+            f"recalibrated for {bands.factor.shape[-1]} steps (https://arxiv.org/abs/1905.03222); stock "
+            "`Chronos2Pipeline` forecasts the bands from before"
+        )
     plain = not isinstance(model, DistilledMoE | SparseChronos2Model)
     return "\n".join(
         [

@@ -140,10 +140,10 @@ def weight_files(name: str, hub_options: Mapping[str, Any], *, variant: Any = No
         InputError: there are none as safetensors, or the index names anything but files beside it.
     """
     infix = f".{variant}" if variant else ""
-    single = _file(name, f"model{infix}.safetensors", hub_options)
+    single = stored_file(name, f"model{infix}.safetensors", hub_options)
     if single is not None:
         return [single]
-    index = _file(name, f"model.safetensors.index{infix}.json", hub_options)
+    index = stored_file(name, f"model.safetensors.index{infix}.json", hub_options)
     if index is None:
         raise InputError(f"the checkpoint {name!r} has no weights as safetensors, the only form that is loaded")
     try:
@@ -155,13 +155,14 @@ def weight_files(name: str, hub_options: Mapping[str, Any], *, variant: Any = No
             raise InputError(
                 f"the index of the weights in {name!r} names {shard!r}, which is not a safetensors file beside it"
             )
-    found = [_file(name, shard, hub_options) for shard in shards]
+    found = [stored_file(name, shard, hub_options) for shard in shards]
     if None in found:
         raise InputError(f"the checkpoint {name!r} lacks {shards[found.index(None)]}; download all of it")
     return [file for file in found if file is not None]
 
 
-def _file(name: str, file: str, hub_options: Mapping[str, Any]) -> Path | None:
+def stored_file(name: str, file: str, hub_options: Mapping[str, Any]) -> Path | None:
+    """Return a file of a checkpoint, downloaded if need be; None where it has none."""
     path = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub_options)
     return None if path is None else Path(path)
 

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from chronomoe.checkpoints.bands import FILE, read_bands
 from chronomoe.checkpoints.checking import check_checkpoint, parse_dtype
 from chronomoe.checkpoints.finding import ACCEPTED, HUB_OPTIONS, architecture, find_checkpoint, read_config
 from chronomoe.errors import InputError, extra
@@ -40,6 +41,7 @@ def load_checkpoint(
         kind = architecture(name, values)
         check_checkpoint(name, kind, values, hub_options, variant=kwargs.get("variant"))
         model: PreTrainedModel = kind.from_pretrained(name, *args, use_safetensors=True, **kwargs)
+        model.bands = read_bands(name, model, hub_options)
     except (OSError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"cannot load {name!r}; accepted are {ACCEPTED}: {reason}") from error
@@ -79,6 +81,11 @@ def _adapted_checkpoint(name: str, hub_options: Mapping[str, Any]) -> str | None
 def _add_adapters(model: PreTrainedModel, name: str, hub_options: Mapping[str, Any]) -> PreTrainedModel:
     with extra("lora"):
         from peft import PeftModel
+    if model.bands is not None:
+        raise InputError(
+            f"the adapters in {name!r} change {model.config._name_or_path!r}, whose bands were recalibrated without "
+            f"them; delete its {FILE}, and recalibrate the adapters' folder"
+        )
     try:
         adapted = PeftModel.from_pretrained(model, name, torch_device=str(model.device), **hub_options)
     except (RuntimeError, ValueError) as error:  # sizes that differ, modules that are not there

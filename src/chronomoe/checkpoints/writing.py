@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 
+from chronomoe.checkpoints.bands import write_bands
 from chronomoe.checkpoints.card import model_card
 from chronomoe.checkpoints.checking import FORMAT
 from chronomoe.checkpoints.finding import GRAPH
@@ -104,6 +105,7 @@ def write_checkpoint(
         model.config.chronomoe_format = FORMAT
     with whole_folder(folder) as scratch:
         model.save_pretrained(scratch, *args, **kwargs)
+        write_bands(model, scratch)
         (scratch / "README.md").write_text(model_card(model, name=folder.name, sections=sections), encoding="utf-8")
 
 

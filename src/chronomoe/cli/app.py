@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 from chronomoe import __version__
 from chronomoe.cli import options as opt
 from chronomoe.cli.export import export
+from chronomoe.cli.production import monitor, recalibrate
 from chronomoe.cli.recipes import plan, run
 from chronomoe.cli.sparse import expand, upcycle
 from chronomoe.cli.tables import print_records
@@ -217,6 +218,8 @@ def compose(
 command()(upcycle)
 command()(expand)
 command()(export)
+command()(recalibrate)
+command()(monitor)
 
 
 @command()
@@ -277,6 +280,7 @@ def predict(
     batch_size: Annotated[int, typer.Option(help="Series to forecast at once.")] = 256,
     device: opt.Device = "auto",
     dtype: opt.Dtype = "float32",
+    experts: Annotated[bool, typer.Option("--experts", help="Add a column with the main expert of a series.")] = False,
 ) -> None:
     """Forecast every series of a file.
 
@@ -305,6 +309,7 @@ def predict(
         batch_size=batch_size,
         device=device,
         dtype=dtype,
+        experts=experts,
     )
     print(f"saved {out}: {rows} rows")
 

@@ -57,3 +57,23 @@ def _records_table(records: list[dict[str, Any]], domains: list[str]) -> Table:
         cells += [value.get((name, domain, "WQL")) for domain in domains]
         table.add_row(name, *("" if cell is None else f"{cell:.4f}" for cell in cells))
     return table
+
+
+def print_monitored(found: list[Any]) -> None:
+    """Print the metrics and the verdict of each group of forecasts."""
+    table = Table(title="Forecasts whose values have arrived: reference, then what is judged")
+    for heading in ("group", "values", "WQL", "against last season", "80 % band covers", "verdict"):
+        table.add_column(heading, justify="left" if heading in ("group", "verdict") else "right", no_wrap=True)
+    for one in found:
+        low, high = one.ratio_interval
+        before, after = one.before, one.after
+        table.add_row(
+            one.group if one.column == "all" else f"{one.column} {one.group}",
+            f"{one.values:,}",
+            f"{before['WQL']:.4f} {after['WQL']:.4f}",
+            f"{one.ratio:.3f} ({low:.3f} to {high:.3f})",
+            f"{before['coverage80']:.1%} {after['coverage80']:.1%}",
+            one.verdict,
+        )
+    console = Console()
+    (console if console.is_terminal else Console(width=WIDTH_OF_FILES)).print(table)

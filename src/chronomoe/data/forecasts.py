@@ -60,19 +60,22 @@ def forecast(
     levels: Sequence[float],
     ahead: Ahead | None = None,
     context_length: int,
+    routing: Callable[..., list[dict[str, float]]] | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """Forecast series and return a row for each step: ids, times, ``target_name``, ``predictions`` and each level.
 
-    ``predict_quantiles`` is that of ``Chronos2Pipeline``, and ``options`` are its.
+    ``predict_quantiles`` is that of ``Chronos2Pipeline``, and ``options`` are its. ``routing``, that of
+    ``ChronoMoEPipeline``, adds the column ``expert``: the one with the largest gate.
     """
     times = table.layout.clock.show(table.horizon(horizon))
     known = [{name: values[index] for name, values in (ahead or {}).items()} for index in range(len(table))]
     prepared = [
         _prepare(*pair, horizon=horizon, context_length=context_length) for pair in zip(table, known, strict=True)
     ]
+    inputs = [one for one, _ in prepared]
     quantiles, medians = predict_quantiles(
-        [inputs for inputs, _ in prepared],
+        inputs,
         prediction_length=horizon,
         quantile_levels=list(levels),
         limit_prediction_length=False,
@@ -85,12 +88,15 @@ def forecast(
     found = values * size + level  # series, variate, step, median and levels
     names = table.layout.names
     steps = np.arange(len(times)).reshape(len(table), 1, horizon).repeat(len(names), axis=1).ravel()
+    each = horizon * len(names)
+    chosen = [] if routing is None else [next(iter(gates)) for gates in routing(inputs, context_length=context_length)]
     return pd.DataFrame(
         {
-            ITEM_ID: table.facts.item_ids.repeat(horizon * len(names)),
+            ITEM_ID: table.facts.item_ids.repeat(each),
             TIMESTAMP: times[steps],
             "target_name": np.tile(np.array(names, dtype=object).repeat(horizon), len(table)),
             **dict(zip(["predictions", *map(str, levels)], found.reshape(len(steps), -1).T, strict=True)),
+            **({"expert": np.array(chosen, dtype=object).repeat(each)} if chosen else {}),
         }
     )
 

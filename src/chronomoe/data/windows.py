@@ -156,19 +156,28 @@ selected), and what finished models are chosen by, which is fair only where no m
 
 
 class EvaluationWindows(Dataset[Window]):
-    """Windows at regular cutoffs of one part of one domain, a horizon apart; at most ``limit``, evenly spread.
+    """Windows at regular cutoffs of one part of one domain; at most ``limit``, evenly spread.
+
+    Cutoffs are ``stride`` steps apart, by default a horizon.
 
     ``half`` keeps every other one, from the first or from the second; a single window is in both halves.
     """
 
     def __init__(
-        self, domain: Domain, config: WindowConfig, *, part: Part, limit: int | None = None, half: int | None = None
+        self,
+        domain: Domain,
+        config: WindowConfig,
+        *,
+        part: Part,
+        limit: int | None = None,
+        half: int | None = None,
+        stride: int | None = None,
     ) -> None:
         self.domain, self.config = domain, config
         places = [
             (int(index), cutoff)
             for index, first, last in zip(*_spans(domain, part, config), strict=True)
-            for cutoff in range(int(first), int(last) + 1, config.horizon)
+            for cutoff in range(int(first), int(last) + 1, stride or config.horizon)
         ]
         if half is not None and len(places) > 1:
             places = places[half::2]

@@ -216,14 +216,14 @@ def relative_draws(
     total = np.zeros(draws)
     for name in model:
         columns = np.stack([getattr(model[name], top), getattr(reference[name], top)])
-        drawn = _resampled_sums(columns, model[name].series, draws=draws, rng=rng)
+        drawn = resampled_sums(columns, model[name].series, draws=draws, rng=rng)
         with np.errstate(divide="ignore", invalid="ignore"):
             total += np.log(drawn[0] / drawn[1])
     ratio: Float[np.ndarray, " draw"] = np.exp(total / len(model))
     return ratio
 
 
-def _resampled_sums(
+def resampled_sums(
     columns: Float[np.ndarray, "column window"],
     series: Int[np.ndarray, " window"],
     *,

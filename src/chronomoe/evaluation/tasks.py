@@ -58,15 +58,17 @@ def make_task(
     part: Part = "test",
     limit: int | None = None,
     half: int | None = None,
+    stride: int | None = None,
 ) -> Task:
     """Cut the windows of a part of a domain, less those in which nothing was observed before or after the cutoff.
 
+    Cutoffs are ``stride`` steps apart, by default a horizon.
     Where a ``half`` of them holds nothing observed, all are taken.
 
     Raises:
         InputError: no series is long enough, or nothing was observed in any window.
     """
-    found = EvaluationWindows(domain, config, part=part, limit=limit, half=half)
+    found = EvaluationWindows(domain, config, part=part, limit=limit, half=half, stride=stride)
     windows: list[Window] = []
     places: list[tuple[int, int]] = []
     target, scale, series, owner = [], [], [], []
@@ -83,7 +85,7 @@ def make_task(
         windows.append(window)
         places.append((place, cutoff))
     if not windows and half is not None:
-        return make_task(domain, config, part=part, limit=limit)
+        return make_task(domain, config, part=part, limit=limit, stride=stride)
     if not windows:
         raise InputError(
             f"no {part} window of domain {domain.name!r} has observed values both before and after its cutoff; "

@@ -8,6 +8,7 @@ import onnx
 import torch
 from transformers import PreTrainedModel
 
+from chronomoe.checkpoints.bands import write_bands
 from chronomoe.checkpoints.card import model_card
 from chronomoe.checkpoints.finding import GRAPH
 from chronomoe.checkpoints.writing import whole_folder
@@ -28,7 +29,7 @@ def export_model(model: PreTrainedModel, folder: str | Path, *, calibration: Seq
     """Write a student or a mixture as one ONNX graph, whole or not at all.
 
     ``ChronoMoEPipeline.from_pretrained(folder)`` forecasts with it through ONNX Runtime, with the numbers of the model
-    itself: within 2e-5 of the scale of a series in float32.
+    itself: within 2e-5 of the scale of a series in float32. Recalibrated bands go with it.
 
     Args:
         model: a dense Chronos-2 model or a mixture of them, in float32.
@@ -67,6 +68,7 @@ def export_model(model: PreTrainedModel, folder: str | Path, *, calibration: Seq
         )
         card = model_card(model, name=path.name, sections={"Form": f"One ONNX graph, router included, in {precision}."})
         (scratch / "README.md").write_text(card, encoding="utf-8")
+        write_bands(model, scratch)
     return path
 
 

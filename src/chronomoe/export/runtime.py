@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PretrainedConfig
 
+from chronomoe.checkpoints.bands import read_bands
 from chronomoe.checkpoints.finding import GRAPH, read_config
 from chronomoe.errors import InputError
 from chronomoe.export.form import known_ahead
@@ -50,6 +51,7 @@ class OnnxModel:
             raise InputError(
                 f"cannot load {str(folder)!r}: its config.json lacks what an export writes: {error}"
             ) from None
+        self.bands = read_bands(str(place), self, {})
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         try:
