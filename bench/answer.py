@@ -18,6 +18,7 @@ from chronos.chronos2 import Chronos2Model
 from chronos.chronos2.config import Chronos2CoreConfig
 
 from chronomoe.models.chronos2 import ExactChronos2Model, use_exact_group_attention
+from chronomoe.models.folded import computing_in
 from chronomoe.models.mixture.mixture import DistilledMoE, MixtureConfig, build_mixture
 from chronomoe.models.mixture.router import RoutingConfig
 from chronomoe.models.student import StudentConfig, create_student_model
@@ -130,13 +131,10 @@ def forecast(
     """Return what forecasts once, of rows that are groups of their own; upstream computes in bf16 by autocast."""
     patches = -(-horizon // model.chronos_config.output_patch_size)
     group_ids = torch.arange(len(context))
-    own = hasattr(model, "compute_dtype")
+    autocast = dtype != torch.float32 and type(model) is Chronos2Model
 
     def run() -> object:
-        if own:
-            model.compute_dtype = dtype
-        narrow = dtype != torch.float32 and not own
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
+        with torch.inference_mode(), computing_in(dtype), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             return model(context=context, group_ids=group_ids, num_output_patches=patches)
 
     return run

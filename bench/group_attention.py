@@ -9,6 +9,7 @@ import argparse
 import torch
 from answer import answer, exact, full_size, in_turns, medians, ratio
 
+from chronomoe.models.folded import computing_in
 from chronomoe.models.precision import has_bfloat16_units
 
 CONTEXT_LENGTH, NUM_PATCHES = 512, 6
@@ -30,17 +31,13 @@ def main() -> None:
         inputs = {"group_ids": torch.arange(options.rows) // size, "num_output_patches": NUM_PATCHES}
         outputs = {}
 
-        def run(name: str, *, narrow: bool = False, inputs=inputs, outputs=outputs) -> None:
-            with torch.inference_mode():
-                if name == "upstream":
-                    outputs[name] = upstream(context, **inputs)
-                    return
-                ours.compute_dtype = torch.bfloat16 if narrow else torch.float32
-                outputs[name] = ours(context, **inputs)
+        def run(name: str, model=ours, *, dtype=torch.float32, inputs=inputs, outputs=outputs) -> None:
+            with torch.inference_mode(), computing_in(dtype):
+                outputs[name] = model(context, **inputs)
 
-        sides = {"upstream": lambda run=run: run("upstream"), "exact": lambda run=run: run("exact")}
+        sides = {"upstream": lambda run=run: run("upstream", upstream), "exact": lambda run=run: run("exact")}
         if has_bfloat16_units(context.device):
-            sides["exact bf16"] = lambda run=run: run("exact bf16", narrow=True)
+            sides["exact bf16"] = lambda run=run: run("exact bf16", dtype=torch.bfloat16)
         seconds = in_turns(sides, repeats=options.repeats)
         difference = (outputs["upstream"].quantile_preds - outputs["exact"].quantile_preds).abs().max().item()
         cases.append({"rows": options.rows, "group_size": size, **medians(seconds), "max_difference": difference})

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -19,13 +20,12 @@ from chronomoe.checkpoints.finding import exported
 from chronomoe.checkpoints.loading import load_checkpoint, merge
 from chronomoe.checkpoints.writing import PUSH_OPTIONS, push_folder, write_checkpoint
 from chronomoe.data.batching import runs_of_similar, without_future
-from chronomoe.data.forecasts import check_asked, forecast, known_names, take_in_frames, with_ids
-from chronomoe.data.frames import tidy
-from chronomoe.data.intake import Wish
+from chronomoe.data.forecasts import check_asked, forecast_frame
 from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
 from chronomoe.errors import InputError, extra
 from chronomoe.models.bands import with_bands
 from chronomoe.models.chronos2 import use_exact_group_attention
+from chronomoe.models.folded import computing_in
 from chronomoe.models.mixture.cross_learning import RoutedBySeries, series_of_rows
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.precision import DtypeTrials
@@ -159,26 +159,21 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         """
         horizon = self.model_prediction_length if prediction_length is None else prediction_length
         check_asked(horizon, quantile_levels, context_length)
-        names = {id_column: ITEM_ID, timestamp_column: TIMESTAMP}
-        past = tidy(df).rename(columns=names)
-        future = None if future_df is None else tidy(future_df).rename(columns=names)
-        known = () if future is None else known_names(future)
-        wish = Wish.of(target, known, freq, trusted=not validate_inputs)
-        table, ahead = take_in_frames(past, future, wish, horizon=horizon)
-        found = forecast(
+        return forecast_frame(
             self.predict_quantiles,
-            table,
+            df,
+            future_df,
+            names={id_column: ITEM_ID, timestamp_column: TIMESTAMP},
+            target=target,
+            freq=freq,
+            trusted=not validate_inputs,
             horizon=horizon,
             levels=quantile_levels,
-            ahead=ahead,
             context_length=min(context_length or self.model_context_length, self.model_context_length),
             batch_size=batch_size,
             cross_learning=cross_learning,
             **predict_kwargs,
         )
-        if ITEM_ID in past:
-            found = with_ids(found, past[ITEM_ID])
-        return found.rename(columns={new: old for old, new in names.items()})
 
     def predict(
         self,
@@ -202,16 +197,18 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         dataset = self._dataset(inputs, horizon=horizon, batch_size=batch_size, context_length=context_length)
         prepared = dataset.inputs
         shapes = [(len(one["context"]), min(one["context"].shape[-1], dataset.context_length)) for one in prepared]
+        own: Any = nullcontext()  # what the caller computes in
         if self.trials is not None:
-            self.trials.settle(self.model, shapes, horizon=horizon, batch_size=batch_size)
+            own = computing_in(self.trials.best(self.model, shapes, horizon=horizon, batch_size=batch_size))
         runs = [list(range(len(prepared)))]
         if not (cross_learning or kwargs.get("predict_batches_jointly")):
             runs = runs_of_similar(shapes, batch_size=batch_size, patch_size=self.model.chronos_config.input_patch_size)
         forecasts: dict[int, Tensor] = {}
-        for run in runs:
-            options = (prediction_length, batch_size, context_length, cross_learning, limit_prediction_length)
-            found = super().predict([prepared[place] for place in run], *options, **kwargs)
-            forecasts |= zip(run, found, strict=True)
+        options = (prediction_length, batch_size, context_length, cross_learning, limit_prediction_length)
+        with own:
+            for run in runs:
+                found = super().predict([prepared[place] for place in run], *options, **kwargs)
+                forecasts |= zip(run, found, strict=True)
         return [forecasts[place] for place in range(len(prepared))]
 
     def _predict_batch(
@@ -229,13 +226,15 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         alone = copy.copy(self)  # of this call: threads may share a pipeline
         if hasattr(self.model, "route") and len(group_ids.unique()) < len(target_idx_ranges):
             alone.model = RoutedBySeries(self.model, series_of_rows(target_idx_ranges, len(context)))
-        forecasts: list[Tensor] = super(ChronoMoEPipeline, alone)._predict_batch(
-            context, group_ids, future_covariates, *rest, target_idx_ranges=target_idx_ranges, **options
+        whole = [(0, len(context))]
+        [forecast] = super(ChronoMoEPipeline, alone)._predict_batch(
+            context, group_ids, future_covariates, *rest, target_idx_ranges=whole, **options
         )
+        ordered = put_in_order(forecast, level=level)
+        parts = [ordered[first:last] for first, last in target_idx_ranges]
+        found = with_bands(self.model, parts, context, target_idx_ranges)
         rank = torch.tensor(self.quantiles).argsort().argsort()  # levels may come in any order
-        pairs = zip(forecasts, target_idx_ranges, strict=True)
-        ordered = [put_in_order(forecast, level=level[first:last]) for forecast, (first, last) in pairs]
-        return [found[:, rank] for found in with_bands(self.model, ordered, context, target_idx_ranges)]
+        return list(found) if rank.diff().gt(0).all() else [part[:, rank] for part in found]
 
     def fit(
         self,

@@ -20,6 +20,7 @@ from chronomoe.data.series import TARGET
 from chronomoe.data.soft_targets import revision
 from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
+from chronomoe.models.folded import computing_in
 from chronomoe.pipeline import ChronoMoEPipeline
 from chronomoe.stages.faults import room
 from chronomoe.stages.processes import check_one_process, choose_device, place_model
@@ -95,8 +96,8 @@ def predict_file(
         values_ahead(ahead, first, horizon=horizon)  # refuse before the model is loaded
     first.horizon(horizon)
     pipeline = ChronoMoEPipeline.from_pretrained(model, dtype="auto" if dtype == "auto" else "float32")
-    if dtype == "bfloat16":
-        pipeline.model.compute_dtype = torch.bfloat16
+    if dtype == "bfloat16" and not isinstance(pipeline.model, torch.nn.Module):
+        raise InputError(f"the type of an exported model was settled by its export, got {dtype}; use float32 or auto")
     place_model(pipeline.model, device)
     scratch = out.with_name(f"{out.name}.parts")
     bands = getattr(pipeline.model, "bands", None)
@@ -118,16 +119,17 @@ def predict_file(
                         part = scratch / f"{number:06d}.parquet"
                         parts.append(part)
                         if not part.exists():
-                            found = forecast(
-                                pipeline.predict_quantiles,
-                                table,
-                                horizon=horizon,
-                                levels=levels,
-                                ahead=None if ahead is None else values_ahead(ahead, table, horizon=horizon),
-                                context_length=pipeline.model_context_length,
-                                routing=pipeline.routing if experts else None,
-                                batch_size=batch_size,
-                            )
+                            with computing_in(torch.bfloat16 if dtype == "bfloat16" else torch.float32):
+                                found = forecast(
+                                    pipeline.predict_quantiles,
+                                    table,
+                                    horizon=horizon,
+                                    levels=levels,
+                                    ahead=None if ahead is None else values_ahead(ahead, table, horizon=horizon),
+                                    context_length=pipeline.model_context_length,
+                                    routing=pipeline.routing if experts else None,
+                                    batch_size=batch_size,
+                                )
                             written.result()
                             written = writer.submit(_write, found, part)
                         progress.advance(task, len(table))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from chronomoe.models.chronos2 import use_exact_group_attention
+from chronomoe.models.folded import computing_in
 from chronomoe.models.scaling import loc_and_scale
 
 TOLERANCE = {"rtol": 1e-4, "atol": 2e-5}  # float32, in the normalised space
@@ -74,8 +75,8 @@ def test_another_layer_in_place_of_a_projection_is_not_folded(exact, context):
 def test_products_in_bfloat16_stay_near_float32(exact, gappy, groups):
     inputs = {"group_ids": GROUPS[groups], "num_output_patches": 2}
     expected = folded(exact, gappy, **inputs)
-    exact.compute_dtype = torch.bfloat16
-    output = folded(exact, gappy, **inputs)
+    with computing_in(torch.bfloat16):
+        output = folded(exact, gappy, **inputs)
     assert output.dtype == torch.float32
     assert exact.dtype == torch.float32  # the parameters stay what they are
     assert 0 < (output - expected).abs().max() < 0.05 * expected.abs().max()

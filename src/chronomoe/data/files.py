@@ -91,7 +91,7 @@ def stream_series(
     wish = Wish.of(target, known_covariates, freq)
     tables = list(_tables(path).values())
     if len(tables) == 1 and layout_of_files(tables[0]) and scattered(tables[0]) is None:
-        intake = Intake(wish)
+        intake = Intake(wish, distinct=layout_of_files(tables[0]) == "long")
         for rows in batches(tables[0], wish):
             facts = intake.check(rows)
             if len(facts.item_ids) and intake.layout is not None:

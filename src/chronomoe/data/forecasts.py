@@ -13,13 +13,14 @@ from chronomoe.data.checks import as_numbers, as_timestamps, check_columns, chec
 from chronomoe.data.frames import DATE, ONLY_ITEM, frame_to_rows, tidy, to_long
 from chronomoe.data.frequency import Rows
 from chronomoe.data.intake import Wish, take_in
-from chronomoe.data.series import ITEM_ID, TIMESTAMP, Series
+from chronomoe.data.series import ITEM_ID, TIMESTAMP
 from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
 
 Ahead = Mapping[str, NDArray[np.floating[Any]]]
 """Known covariates of the forecast steps by name, ``(series, horizon)``."""
 _DIGITS = 2.0**10  # of float32's 2 ** 24 steps, a row that varies less than 1 in this many of its level keeps too few
+_TOGETHER = 1 << 20  # values that are scaled at once
 _SAFE = 40  # powers of two that float32 squares and sums without loss
 
 
@@ -69,11 +70,7 @@ def forecast(
     ``ChronoMoEPipeline``, adds the column ``expert``: the one with the largest gate.
     """
     times = table.layout.clock.show(table.horizon(horizon))
-    known = [{name: values[index] for name, values in (ahead or {}).items()} for index in range(len(table))]
-    prepared = [
-        _prepare(*pair, horizon=horizon, context_length=context_length) for pair in zip(table, known, strict=True)
-    ]
-    inputs = [one for one, _ in prepared]
+    inputs, unit = _prepare(table, ahead or {}, horizon=horizon, context_length=context_length)
     quantiles, medians = predict_quantiles(
         inputs,
         prediction_length=horizon,
@@ -83,8 +80,7 @@ def forecast(
         **options,
     )
     values = np.concatenate([torch.stack(medians).numpy()[..., None], torch.stack(quantiles).numpy()], axis=-1)
-    size = np.stack([unit.size for _, unit in prepared])[:, :, None, None]
-    level = np.stack([unit.level for _, unit in prepared])[:, :, None, None]
+    size, level = (column[..., None, None] for column in (unit.size, unit.level))
     found = values * size + level  # series, variate, step, median and levels
     names = table.layout.names
     steps = np.arange(len(times)).reshape(len(table), 1, horizon).repeat(len(names), axis=1).ravel()
@@ -101,25 +97,74 @@ def forecast(
     )
 
 
+def forecast_frame(
+    predict_quantiles: Callable[..., Any],
+    past: pd.DataFrame,
+    future: pd.DataFrame | None,
+    *,
+    names: Mapping[str, str],
+    target: str | list[str],
+    freq: str | None,
+    trusted: bool,
+    horizon: int,
+    **options: Any,
+) -> pd.DataFrame:
+    """Forecast frames whose columns have other ``names``, by those that they have here; ids keep their type.
+
+    Raises:
+        InputError: as ``take_in_frames``.
+    """
+    past = tidy(past).rename(columns=names)
+    future = None if future is None else tidy(future).rename(columns=names)
+    wish = Wish.of(target, () if future is None else known_names(future), freq, trusted=trusted)
+    table, ahead = take_in_frames(past, future, wish, horizon=horizon)
+    found = forecast(predict_quantiles, table, horizon=horizon, ahead=ahead, **options)
+    if ITEM_ID in past:
+        found = with_ids(found, past[ITEM_ID])
+    return found.rename(columns={new: old for old, new in names.items()})
+
+
 def _prepare(
-    series: Series, known: Mapping[str, NDArray[np.floating[Any]]], *, horizon: int, context_length: int
-) -> tuple[PreparedInput, Unit]:
-    past_only = [name for name in series.covariates if name not in known]
-    covariates = [series.covariates[name] for name in (*past_only, *known)]
-    rows = np.concatenate([series.target, *(values[None] for values in covariates)])[:, -context_length:]
-    future = np.full((len(rows), horizon), np.nan)
-    future[len(rows) - len(known) :] = np.stack(list(known.values())) if known else 0
-    unit = find_unit(np.concatenate([rows, future], axis=1))
-    level, size = unit.level[:, None], unit.size[:, None]
-    count = len(series.target)
-    prepared = PreparedInput(
-        context=torch.from_numpy(((rows - level) / size).astype(np.float32)),
-        future_covariates=torch.from_numpy(((future - level) / size).astype(np.float32)),
-        n_targets=count,
-        n_covariates=len(covariates),
-        n_future_covariates=len(known),
-    )
-    return prepared, Unit(unit.level[:count], unit.size[:count])
+    table: SeriesTable, ahead: Ahead, *, horizon: int, context_length: int
+) -> tuple[list[PreparedInput], Unit]:
+    """Return the pipeline's input of each series, and the units of the targets, ``(series, variate)``.
+
+    Series of one length are scaled together.
+    """
+    names = [*(name for name in table.layout.covariates if name not in ahead), *ahead]
+    pasts = []
+    for place in range(len(table)):
+        target, covariates = table.values(place)
+        pasts.append(np.concatenate([target, *(covariates[name][None] for name in names)])[:, -context_length:])
+    variates, rows = len(table.layout.names), len(table.layout.names) + len(names)
+    future = np.full((len(table), rows, horizon), np.nan)
+    if ahead:
+        future[:, rows - len(ahead) :] = np.stack(list(ahead.values()), axis=1)
+    unit = Unit(np.empty((len(table), rows)), np.empty((len(table), rows)))
+    scaled: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    lengths = np.array([past.shape[1] for past in pasts])
+    order = np.argsort(lengths, kind="stable")
+    for alike in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
+        count = max(1, _TOGETHER // (rows * (horizon + int(lengths[alike[0]]))))
+        for places in (alike[first : first + count] for first in range(0, len(alike), count)):
+            past = np.stack([pasts[place] for place in places])
+            own = find_unit(np.concatenate([past, future[places]], axis=2).reshape(len(places) * rows, -1))
+            for column, values in zip(unit, own, strict=True):
+                column[places] = values.reshape(len(places), rows)
+            level, size = (column[places][..., None] for column in unit)
+            parts = (((values - level) / size).astype(np.float32) for values in (past, future[places]))
+            scaled |= zip(places.tolist(), zip(*(torch.from_numpy(part) for part in parts), strict=True), strict=True)
+    inputs = [
+        PreparedInput(
+            context=context,
+            future_covariates=known,
+            n_targets=variates,
+            n_covariates=len(names),
+            n_future_covariates=len(ahead),
+        )
+        for context, known in (scaled[place] for place in range(len(table)))
+    ]
+    return inputs, Unit(*(column[:, :variates] for column in unit))
 
 
 def known_names(frame: pd.DataFrame) -> tuple[str, ...]:

@@ -61,10 +61,12 @@ class Intake:
     Columns: ``item_id`` or ``id`` (the row number without either); ``timestamp``, a list of times, or ``start`` and
     ``freq``; the target, a list of numbers or, for several variates, a list of such lists; other lists of numbers are
     covariates. Columns that are not lists say nothing about time and are ignored.
+
+    Item ids that are known to be ``distinct`` are not kept, whose number may be large.
     """
 
-    def __init__(self, wish: Wish) -> None:
-        self.wish = wish
+    def __init__(self, wish: Wish, *, distinct: bool = False) -> None:
+        self.wish, self.distinct = wish, distinct
         self.layout: Layout | None = None
         self.total = 0
         self.dropped: list[str] = []
@@ -165,7 +167,7 @@ class Intake:
                 f"column {name!r} must name an item in every row, row {self.total + found.index(None)} is empty"
             )
         item_ids = [str(item_id) for item_id in found]
-        for item_id in item_ids:
+        for item_id in () if self.distinct else item_ids:
             if item_id in self._seen:
                 raise InputError(f"every series needs an item id of its own, got {item_id!r} again")
             self._seen.add(item_id)

@@ -5,12 +5,15 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import datasets
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from chronomoe.data.checks import one_line
 from chronomoe.data.frames import frame_to_rows
@@ -70,17 +73,30 @@ def _runs(table: pa.Table) -> pa.Array:
     return pc.run_end_encode(ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids)
 
 
+def _items(files: Sequence[Path]) -> Iterator[NDArray[Any]]:
+    """Yield the items of long files, each once for all rows that follow each other."""
+    last: object = None
+    for table in _scan(files, [ITEM_ID]):
+        items = _runs(table).values.to_numpy(zero_copy_only=False)
+        yield items[int(items[0] == last) :]
+        last = items[-1]
+
+
 def scattered(files: Sequence[Path]) -> str | None:
-    """Return the first item of Parquet files whose rows do not follow each other."""
-    seen: set[int] = set()
-    current: object = None
-    for table in _scan(files, [ITEM_ID]) if layout_of_files(files) == "long" else ():
-        for item_id in _runs(table).values.to_pylist():
-            if item_id != current and hash(item_id) in seen:
-                return str(item_id)
-            seen.add(hash(item_id))
-            current = item_id
-    return None
+    """Return the first item of Parquet files whose rows do not follow each other.
+
+    Of each item eight bytes are in memory: two of millions would have to share a hash to be taken for one.
+    """
+    if layout_of_files(files) != "long":
+        return None
+    hashes = np.concatenate([np.empty(0, np.uint64), *map(pd.util.hash_array, _items(files))])
+    order = np.argsort(hashes, kind="stable")
+    again = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
+    return (
+        str(next(itertools.islice(itertools.chain.from_iterable(_items(files)), again.min(), None)))
+        if len(again)
+        else None
+    )
 
 
 def batches(files: Sequence[Path], wish: Wish) -> Iterator[pa.Table]:
@@ -133,7 +149,8 @@ def mapped(files: Sequence[Path], wish: Wish, cache: Path) -> SeriesTable:
         first = next(rows, None)
         if first is None:
             raise InputError("the data set is empty, it has no rows")
-        intake = Intake(wish._replace(trusted=True))  # values are checked when it is opened
+        distinct = layout_of_files(files) == "long"  # as scattered has found
+        intake = Intake(wish._replace(trusted=True), distinct=distinct)  # values are checked when it is opened
         part = made.with_suffix(f".{os.getpid()}.partial")
         try:
             with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:

@@ -97,22 +97,25 @@ class SeriesTable(Sequence[Series]):
             return self.take(index)
         facts, layout = self.facts, self.layout
         start = pd.Timestamp(facts.starts[index])  # the IndexError beyond the last one ends loops
-        part, row = self.parts[facts.part[index]], int(facts.row[index])
-        table = part if isinstance(part, pa.Table) else part.data.table
-
-        def read(name: str) -> NDArray[np.floating[Any]]:
-            return numbers_of(table[name][row].values)
-
-        target = [read(name) for name in layout.target]
+        target, covariates = self.values(index)
         return Series(
             item_id=facts.item_ids[index],
             start=start,
             freq=alias_from(parse_freq(layout.freq), start),
-            target=target[0].reshape(len(layout.names), -1) if len(target) == 1 else np.stack(target),
+            target=target,
             target_names=layout.names,
-            covariates={name: read(name) for name in layout.covariates},
+            covariates=covariates,
             known=layout.known,
         )
+
+    def values(self, index: int) -> tuple[NDArray[np.floating[Any]], dict[str, NDArray[np.floating[Any]]]]:
+        """Return the target, ``(variate, time)``, and the covariates of a series."""
+        facts, layout = self.facts, self.layout
+        part, row = self.parts[facts.part[index]], int(facts.row[index])
+        table = part if isinstance(part, pa.Table) else part.data.table
+        columns = {name: numbers_of(table[name][row].values) for name in (*layout.target, *layout.covariates)}
+        target = [columns.pop(name) for name in layout.target]
+        return target[0].reshape(len(layout.names), -1) if len(target) == 1 else np.stack(target), columns
 
     def take(self, places: NDArray[np.int64] | slice) -> "SeriesTable":
         """Return some of the series, in the order of ``places``."""

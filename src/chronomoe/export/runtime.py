@@ -71,18 +71,6 @@ class OnnxModel:
             raise InputError(f"an exported model runs on the CPU, got device {str(device)!r}; use cpu")
         return self
 
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """The type was settled when the graph was exported."""
-        return torch.float32
-
-    @compute_dtype.setter
-    def compute_dtype(self, dtype: torch.dtype) -> None:
-        if dtype != torch.float32:
-            raise InputError(
-                f"the type of an exported model was settled by its export, got {dtype}; use float32 or auto"
-            )
-
     def state_dict(self) -> dict[str, Tensor]:
         """Return the digest of the graph, which tells one model from another."""
         with self._path.open("rb") as graph:

@@ -104,11 +104,8 @@ class ExactChronos2Model(Chronos2Model):
     Made with :func:`use_exact_group_attention`. Tokens of patches in which a whole group has no value are the one
     exception to equality: upstream fills them with an average over the batch, and nothing reads them.
 
-    ``compute_dtype`` is the type of the encoder's matrix products in inference, where parameters are float32. In
-    bfloat16, instance norm, residual stream, attention weights, quantile head and unscaling stay in float32.
+    Inference in bfloat16: see :func:`chronomoe.models.folded.computing_in`.
     """
-
-    compute_dtype: torch.dtype = torch.float32
 
     def encode(  # type: ignore[override]
         self,
@@ -252,7 +249,7 @@ class ExactChronos2Model(Chronos2Model):
             embedded = torch.cat([embedded[:, : patches.shape[1]], reg, embedded[:, patches.shape[1] :]], dim=1)
             num_always += 1
         observed = pad(observed.to(self.dtype), (0, num_always), value=1.0)
-        hidden = self.encoder.dropout(embedded)
+        hidden = self.encoder.dropout(embedded.to(self.dtype))  # autocast leaves the residual stream in float32
         everything_observed = everything_observed or bool(observed.all())
         plan = (
             plan_groups(group_ids) if group_ids is not None else GroupPlan(observed.new_ones(batch).nonzero()[:, 0], [])
@@ -292,7 +289,7 @@ class ExactChronos2Model(Chronos2Model):
         if torch.is_autocast_enabled(self.device.type) or not folded.can_fold(*layers):
             return None
         folds: folded.Folds = self.__dict__.setdefault("_folds", folded.Folds())
-        return folds.get(*layers, dtype=self.compute_dtype, num_tokens=num_tokens)
+        return folds.get(*layers, dtype=folded.compute_dtype(), num_tokens=num_tokens)
 
     def forget_folds(self, *, keep: set[torch.dtype]) -> None:
         """Free the weights that were folded for other types than these."""

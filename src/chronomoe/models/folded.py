@@ -6,10 +6,12 @@ Made once of a model's weights, and again when these change:
   which linear layers and ReLU pass on, so that it can be applied to what they return.
 - Queries, keys and values are one product. For a row that is alone in its group, so are ``v`` and ``o``.
 - The two halves of a head that rotary encoding turns against each other are interleaved: one complex product.
-- Products are taken in ``dtype``; the residual stream, norms and softmax stay in float32.
+- Products are taken in the type of :func:`computing_in`; the residual stream, norms and softmax stay in float32.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,27 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from chronomoe.models.attention import GroupPlan, attend, attend_across
+
+_DTYPE = ContextVar("type of products", default=torch.float32)
+
+
+@contextmanager
+def computing_in(dtype: torch.dtype) -> Iterator[None]:
+    """Take the encoder's products of inference in a type, within a ``with`` block; without one it is float32.
+
+    It holds for the calls of this thread, as ``torch.autocast`` does, so that threads may share a model. Parameters
+    stay in float32; so do instance norm, residual stream, attention weights, router, quantile head and unscaling.
+    """
+    before = _DTYPE.set(dtype)
+    try:
+        yield
+    finally:
+        _DTYPE.reset(before)
+
+
+def compute_dtype() -> torch.dtype:
+    """Return the type of :func:`computing_in`."""
+    return _DTYPE.get()
 
 
 class FoldedBlock(NamedTuple):

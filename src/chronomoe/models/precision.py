@@ -2,10 +2,12 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 
 from chronomoe.models.chronos2 import ExactChronos2Model
+from chronomoe.models.folded import computing_in
 from chronomoe.models.mixture.mixture import DistilledMoE
 
 TRIAL_SECONDS = 0.25
@@ -15,6 +17,8 @@ TRIAL_TOKENS = 512
 MIN_GAIN = 1.05
 """A narrower type must be faster by this factor: it costs accuracy."""
 Model = ExactChronos2Model | DistilledMoE
+Precision = Literal["auto", "float32", "bfloat16"]
+"""What is computed in, where a run must repeat to the bit: see :func:`settled`."""
 
 
 class DtypeTrials:
@@ -27,8 +31,8 @@ class DtypeTrials:
         self.clock = clock
         self.found: dict[tuple[int, int, int], torch.dtype] = {}
 
-    def settle(self, model: Model, shapes: Sequence[tuple[int, int]], *, horizon: int, batch_size: int) -> None:
-        """Make a model compute in the type that is fastest for its next batches: see :func:`best_dtype`.
+    def best(self, model: Model, shapes: Sequence[tuple[int, int]], *, horizon: int, batch_size: int) -> torch.dtype:
+        """Return the type in which a model is fastest on batches like these: see :func:`best_dtype`.
 
         ``shapes`` are rows and steps of each series.
         """
@@ -41,13 +45,22 @@ class DtypeTrials:
         if size not in self.found:
             length, ahead, rows = size
             steps = ahead * settings.output_patch_size
-            self.found[size] = best_dtype(
-                model, context_length=length, horizon=steps, batch_size=rows, clock=self.clock
-            )
+            best = best_dtype(model, context_length=length, horizon=steps, batch_size=rows, clock=self.clock)
+            self.found.setdefault(size, best)  # of another thread
             for part in model.modules():
                 if isinstance(part, ExactChronos2Model):
                     part.forget_folds(keep={*self.found.values()})
-        model.compute_dtype = self.found[size]
+        return self.found[size]
+
+
+def settled(wanted: Precision, model: Model) -> torch.dtype:
+    """Return the type that a name stands for: with ``auto``, bfloat16 where the model's processor has units for it.
+
+    No trial by a clock, whose answer may be another one tomorrow: a run that is repeated must end with the same bits.
+    """
+    if wanted == "auto":
+        return torch.bfloat16 if has_bfloat16_units(model.device) else torch.float32
+    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
 
 
 def has_bfloat16_units(device: torch.device) -> bool:
@@ -66,7 +79,7 @@ def best_dtype(
     batch_size: int,
     clock: Callable[[], float],
 ) -> torch.dtype:
-    """Return the ``compute_dtype`` in which a model forecasts batches of this size fastest.
+    """Return the type for ``computing_in`` in which a model forecasts batches of this size fastest.
 
     The processor must have units for bfloat16 *and* a trial on random series must show that it wins at this size. A
     forecast's weighted quantile loss on real series changes by less than 0.1 %.
@@ -84,16 +97,13 @@ def best_dtype(
     settings = model.chronos_config
     series = torch.randn(batch_size, context_length, generator=torch.Generator().manual_seed(0)).cumsum(dim=1)
     patches = min(settings.max_output_patches, -(-horizon // settings.output_patch_size))
-    before, training = model.compute_dtype, model.training
-    types = torch.float32, torch.bfloat16
-    seconds = []
+    types, training, seconds = (torch.float32, torch.bfloat16), model.training, []
     try:
         model.eval()
         for dtype in types:
-            model.compute_dtype = dtype
-            seconds.append(_median_seconds(model, series.to(device), patches, clock))
+            with computing_in(dtype):
+                seconds.append(_median_seconds(model, series.to(device), patches, clock))
     finally:
-        model.compute_dtype = before
         model.train(training)
     return types[seconds[1] * MIN_GAIN < seconds[0]]
 
