@@ -49,8 +49,8 @@ def main() -> None:
         def label(dtype: torch.dtype) -> SoftTargetStore:
             nonlocal count
             count += 1
-            ours.compute_dtype = dtype
-            return SoftTargetStore.build(Path(scratch) / f"{count}", ours, windows, batch_size=options.windows)
+            folder = Path(scratch) / f"{count}"
+            return SoftTargetStore.build(folder, ours, windows, batch_size=options.windows, compute_dtype=dtype)
 
         store = label(torch.float32)
 

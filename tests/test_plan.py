@@ -4,7 +4,9 @@ import json
 import math
 
 import pytest
+import torch
 
+from chronomoe.errors import InputError
 from chronomoe.evaluation.cost import count_parameters
 from chronomoe.inputs import Inputs
 from chronomoe.plan import plan
@@ -87,3 +89,23 @@ def test_the_plan_command_prints_stages_and_total_and_writes_nothing(chronomoe, 
     assert "students/generalist-full" in out
     assert "trainings, " in out
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")])
+def test_a_trial_that_runs_out_of_memory_says_what_to_lower(make_recipe, error):
+    def trial(model, windows, *, train):
+        raise error
+
+    message = (
+        "a forecast of 4 windows with a model of .* parameters ran out of memory in the trial .*; lower budget.batch"
+    )
+    with pytest.raises(InputError, match=message):
+        plan(Inputs(make_recipe(), None), trial=trial)
+
+
+def test_another_error_of_a_trial_is_a_bug_and_stays_one(make_recipe):
+    def trial(model, windows, *, train):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        plan(Inputs(make_recipe(), None), trial=trial)

@@ -46,6 +46,12 @@ def test_a_run_ends_with_everything_promised(finished_run):
     assert not list(finished_run.rglob("*.partial"))
 
 
+def test_a_run_says_what_its_soft_targets_were_computed_in(finished_run):
+    store = json.loads((finished_run / "stages" / "soft-targets" / "store" / "store.json").read_text())
+    facts = json.loads((finished_run / "run.json").read_text())
+    assert store["compute_dtype"] == f"torch.{facts['label_dtype']}"
+
+
 def test_records_hold_every_kind_in_every_domain_and_overall(finished_run):
     found = records(finished_run)
     assert {record["kind"] for record in found} == KINDS

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from rich.console import Console
 
 from chronomoe.data.clusters import cluster_domains
@@ -13,6 +14,7 @@ from chronomoe.data.domains import Domain, load_domain
 from chronomoe.data.windows import EvaluationWindows, TrainingWindows
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
+from chronomoe.models.precision import settled
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.student import StudentConfig
 from chronomoe.pipeline import load_teacher
@@ -188,6 +190,7 @@ class Inputs:
             learning_rate=learning_rate,
             schedule=schedule,
             loss=self.config.loss,
+            bf16=settled(self.config.train_dtype, self.teacher) == torch.bfloat16,
             checkpoint_steps=max(50, steps // 4),
             seed=self.seed("order", name),
         )

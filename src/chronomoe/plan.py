@@ -1,6 +1,7 @@
 """What a run will train and take, estimated from its recipe and a trial of seconds, before anything is written."""
 
 import copy
+import functools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +12,16 @@ import psutil
 import torch
 
 from chronomoe.data.windows import CHOSEN_BY, EvaluationWindows
+from chronomoe.errors import InputError
 from chronomoe.evaluation.cost import count_parameters, weight_bytes
 from chronomoe.inputs import GENERALIST, Inputs
 from chronomoe.models.chronos2 import ExactChronos2Model
+from chronomoe.models.folded import computing_in
+from chronomoe.models.precision import settled
 from chronomoe.models.sparse.insertion import MoEEnhancedChronos2, MoEInsertionConfig
 from chronomoe.models.sparse.upcycling import upcycle
 from chronomoe.models.student import StudentConfig, create_student_model
+from chronomoe.stages.faults import out_of_memory
 from chronomoe.stages.trial import ROUTER_BATCH, Trial, machine, measure, router_step
 from chronomoe.training.growing import ExpansionConfig, candidate_places
 
@@ -97,13 +102,24 @@ def plan(given: Inputs, *, trial: Callable[..., Trial] | None = None) -> Plan:
     begin, held = time.perf_counter(), psutil.Process().memory_info().rss
     batch = given.config.budget.batch_size
     windows = [given.material.windows[index] for index in range(min(batch, len(given.material.windows)))]
+    bf16 = settled(given.config.train_dtype, given.teacher) == torch.bfloat16
+    try_out = trial or functools.partial(measure, bf16=bf16)
     measured: dict[Any, tuple[ExactChronos2Model, Trial]] = {}
 
     def of(size: Any, build: Callable[[], ExactChronos2Model], train: bool = True) -> tuple[ExactChronos2Model, Trial]:
         if size not in measured:
             with torch.random.fork_rng():
                 model = build()
-                measured[size] = model, (trial or measure)(model, windows, train=train)
+                try:
+                    measured[size] = model, try_out(model, windows, train=train)
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    what = f"{'a training step' if train else 'a forecast'} of {len(windows)} windows"
+                    raise InputError(
+                        f"{what} with a model of {count_parameters(model):,} parameters ran out of memory in the trial "
+                        "before the run; lower budget.batch_size, windows.context_length or the size of the student"
+                    ) from error
         return measured[size]
 
     estimator = _Estimator(given, of, rows=sum(len(window.context) for window in windows) / len(windows))
@@ -127,7 +143,8 @@ class _Estimator:
         if budget.teacher_steps:
             taught = self.of("taught teacher", lambda: copy.deepcopy(self.given.teacher))
             yield self.training("teacher", taught, budget.teacher_steps)
-        yield self.forecasts("soft-targets", self.teacher(), budget.windows)
+        labelling = self.teacher(settled(self.config.label_dtype, self.given.teacher))
+        yield self.forecasts("soft-targets", labelling, budget.windows)
         if "mixture" in routes:
             yield from self.experts()
         if "generalist-full" in self.config.baselines:
@@ -147,8 +164,9 @@ class _Estimator:
         """The size of the wide generalist, where one is trained."""
         return self.given.budget.wide if "generalist-wide" in self.config.baselines else None
 
-    def teacher(self) -> tuple[ExactChronos2Model, Trial]:
-        return self.of("teacher", lambda: self.given.teacher, train=False)
+    def teacher(self, dtype: torch.dtype = torch.float32) -> tuple[ExactChronos2Model, Trial]:
+        with computing_in(dtype):
+            return self.of(("teacher", dtype), lambda: self.given.teacher, train=False)
 
     def sized(self, size: StudentConfig | None = None) -> tuple[ExactChronos2Model, Trial]:
         size = size or self.given.budget.size

@@ -16,6 +16,7 @@ from chronomoe.evaluation.external import Classical
 from chronomoe.models.balancing import AUX_WEIGHT
 from chronomoe.models.configuration import Seed, configuration, parse
 from chronomoe.models.mixture.mixture import MixtureConfig
+from chronomoe.models.precision import Precision
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.student import StudentConfig
 from chronomoe.training.losses import LossConfig
@@ -219,6 +220,11 @@ class RunConfig:
     """Of everything that is random."""
     device: str = "auto"
     """Where everything is computed: cpu, cuda, cuda:N, mps, or auto, a CUDA GPU where torch finds one, else the CPU."""
+    label_dtype: Precision = "auto"
+    """What the teacher computes soft targets in: float32, bfloat16, or auto, bfloat16 where the processor has units for
+    it."""
+    train_dtype: Precision = "auto"
+    """What trainings compute forward and backward passes in, likewise; see ``DistilConfig.bf16``."""
 
     def __post_init__(self) -> None:
         if not self.domains:

@@ -5,33 +5,33 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from rich.console import Console
 
 from chronomoe.data.domains import Domain
 from chronomoe.data.fingerprint import fingerprint
+from chronomoe.data.soft_targets import SoftTargetStore
 from chronomoe.data.split import Part
 from chronomoe.data.windows import CHOSEN_BY, TrainingWindows
-from chronomoe.evaluation.comparison import MIXTURE, Candidate
 from chronomoe.evaluation.external import classical
 from chronomoe.evaluation.tasks import Task, make_task
 from chronomoe.inputs import GENERALIST, Inputs
+from chronomoe.models.precision import settled
 from chronomoe.models.student import StudentConfig
-from chronomoe.pipeline import load_model
 from chronomoe.plan import plan
 from chronomoe.recipe import RunConfig, dump
 from chronomoe.report.page import write_report
 from chronomoe.stages.budget import allocate, late_gain
-from chronomoe.stages.evaluation import TEACHER, evaluate_run
+from chronomoe.stages.evaluation import evaluate_run
 from chronomoe.stages.mixture import joint, route
 from chronomoe.stages.processes import first_process, meet
 from chronomoe.stages.soft_targets import Material, label
 from chronomoe.stages.sparse import expanded_student, learned_targets, upcycled_student
-from chronomoe.stages.students import distil_student, load_student, steps_taken
+from chronomoe.stages.students import distil_student, load_student
 from chronomoe.stages.trial import machine
-from chronomoe.stages.workspace import Report, Workspace, stage_key, write_atomically
+from chronomoe.stages.workspace import Report, stage_key, write_atomically
+from chronomoe.trained import GENERALIST_BASE, Grown, candidates, curves
 from chronomoe.training.growing import ExpansionConfig
 
 RESULTS = (
@@ -47,19 +47,8 @@ RESULTS = (
 ROUTE_RESULTS = ("routing.json", "moe.json", "expansion.json", "held_out.jsonl", "sample.jsonl")
 """Those that depend on routes, held-out domains and classical models."""
 RECOMMENDED = "recommended"
-GENERALIST_BASE = "generalist-base"
-"""The finished student that route 3 grows."""
 MADE_BY = {"mixture": "mixture", "upcycle": "upcycled", "expand": "expanded"}
 """What each route makes."""
-
-
-class Grown(NamedTuple):
-    """A finished model of route 2 or 3."""
-
-    stage: Path
-    """Holds ``model/`` and ``curve.json``, or ``path.json``."""
-    training: float
-    """Share of the budget that all its training took."""
 
 
 def run(config: RunConfig, out: Path, *, console: Console | None = None, command: str = "chronomoe run") -> Path:
@@ -82,7 +71,7 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, command
     work = given.work
     if first_process():
         write_atomically(work.root / "config.yaml", dump(config))
-    store = label(work, "soft-targets", given.guide, given.material)
+    store = label(work, "soft-targets", given.guide, given.material, precision=config.label_dtype)
     trained = students(given, store)
     grown: dict[str, Grown] = {}
     if "upcycle" in config.routes:
@@ -103,7 +92,7 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, command
                 write_atomically(work.root / name, (evaluated / name).read_text())
             else:
                 (work.root / name).unlink(missing_ok=True)  # left by a run of other routes
-        write_atomically(work.root / "run.json", json.dumps(_facts(work, command, str(given.device)), indent=2))
+        write_atomically(work.root / "run.json", json.dumps(_facts(given, command, store), indent=2))
         write_report(work.root)
     meet(f"{work.name}/run")  # others may read what the first has written
     return work.root / "report.html"
@@ -246,6 +235,7 @@ def upcycled(given: Inputs, store: Path) -> Grown:
             given.training("upcycled teacher", plan.steps["teacher"], config.learning_rate),
             layers=given.seeded(config.teacher_layers, "upcycled teacher"),
             aux_weight=config.aux_weight,
+            precision=given.config.label_dtype,
         )
     size = given.budget.active_size
     if "dense" in plan.steps:
@@ -310,7 +300,7 @@ def evaluate(given: Inputs, trained: dict[str, Path], moe: Path | None, grown: d
 
         evaluate_run(
             folder,
-            _candidates(given, trained, moe, grown),
+            candidates(given, trained, moe, grown),
             tasks=tasks(given.domains, "test"),
             validation=tasks(given.domains, "validation", CHOSEN_BY),
             held_out=tasks(given.held_out, "test"),
@@ -323,76 +313,20 @@ def evaluate(given: Inputs, trained: dict[str, Path], moe: Path | None, grown: d
             seed=given.config.seed,
             progress=report,
         )
-        (folder / "curves.json").write_text(json.dumps(_curves(trained, moe, grown)))
+        (folder / "curves.json").write_text(json.dumps(curves(trained, moe, grown)))
         if "expanded" in grown:
             shutil.copy(grown["expanded"].stage / "path.json", folder / "expansion.json")
 
     return given.work.stage("evaluation", inputs, make)
 
 
-def _candidates(
-    given: Inputs, trained: dict[str, Path], moe: Path | None, grown: dict[str, Grown]
-) -> dict[str, Candidate]:
-    """Return everything that was trained, with the share of the budget and the core-seconds that it took."""
-    threads, seconds = torch.get_num_threads(), given.work.seconds
-
-    def spent(*stages: str) -> float:
-        return threads * sum(seconds.get(stage, 0.0) for stage in stages)
-
-    steps, wide = given.config.budget.steps, given.budget.wide
-    usual = given.budget.operations / steps
-    price = {"generalist-wide": usual if wide is None else given.budget.cost_of_size(wide)}
-    price[GENERALIST_BASE] = given.budget.cost_of_size(given.budget.active_size)
-    found = {TEACHER: Candidate(model=given.teacher, kind="teacher")}
-    for name, path in trained.items():
-        kind, _, domain = name.partition("/")
-        branched = kind == "expert" and "generalist" in trained
-        begun = path.with_name(f"begun-{domain}")
-        count = steps_taken(path) + (steps_taken(begun) if kind == "expert" else 0)
-        found["expert/generalist" if name == "generalist" else name] = Candidate(
-            model=load_student(path, given.device),
-            kind="expert" if name == "generalist" else kind.split("-")[0],
-            domain=domain or None,
-            training=count * price.get(name, usual) / given.budget.operations,
-            core_seconds=spent(f"students/{path.name}", *([f"students/{begun.name}"] if kind == "expert" else [])),
-            needs=("expert/generalist",) if branched else (),
-        )
-    for name, made in grown.items():
-        stages = [stage for stage in seconds if stage.startswith(f"{name}/")]
-        stages += ["students/dense-start"] if name == "upcycled" else [f"students/{GENERALIST_BASE}"]
-        found[name] = Candidate(
-            model=load_student(made.stage, given.device), kind=name, training=made.training, core_seconds=spent(*stages)
-        )
-    if moe is not None:
-        found[MIXTURE] = Candidate(
-            model=load_model(moe / "model").to(given.device),
-            kind="mixture",
-            training=given.config.joint.steps / steps,
-            core_seconds=spent("expert-forecasts", "router", "joint"),
-            needs=tuple(name for name, one in found.items() if one.kind == "expert"),
-        )
-    return found
-
-
-def _curves(trained: dict[str, Path], moe: Path | None, grown: dict[str, Grown]) -> dict[str, Any]:
-    curves = {name: json.loads((path / "curve.json").read_text()) for name, path in trained.items()}
-    if moe is not None:
-        curves["router"] = json.loads((moe.with_name("router") / "router.json").read_text())["curve"]
-        if (moe / "curve.json").exists():
-            curves["joint"] = json.loads((moe / "curve.json").read_text())
-    if "upcycled" in grown:
-        curves["upcycled"] = json.loads((grown["upcycled"].stage / "curve.json").read_text())
-    if "expanded" in grown:
-        path = json.loads((grown["expanded"].stage / "path.json").read_text())
-        curves |= {f"expanded, layer {entry['layer']}": entry["curve"] for entry in path}
-    return curves
-
-
-def _facts(work: Workspace, command: str, device: str) -> dict[str, Any]:
+def _facts(given: Inputs, command: str, store: Path) -> dict[str, Any]:
     return {
-        "name": work.root.name,
-        "seconds": work.seconds,
+        "name": given.work.root.name,
+        "seconds": given.work.seconds,
         "command": command,
-        "device": device,
+        "device": str(given.device),
+        "label_dtype": SoftTargetStore(store / "store").meta["compute_dtype"].removeprefix("torch."),
+        "train_dtype": str(settled(given.config.train_dtype, given.teacher)).removeprefix("torch."),
         "machine": machine(),
     }

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from chronomoe.data.domains import load_domain
 from chronomoe.data.soft_targets import LiveTeacher, SoftTargetStore, revision
 from chronomoe.data.windows import TrainingWindows, WindowConfig, collate
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import use_exact_group_attention
+from chronomoe.pipeline import load_model
+from chronomoe.training.validation import row_losses
 from sample_series import sample_domain
 
 CONFIG = WindowConfig(context_length=64, horizon=20, min_context_length=32)
@@ -189,3 +192,52 @@ def test_the_revision_tells_weights_and_the_key_tells_types(exact, make_teacher,
     assert revision(exact) != revision(make_teacher(seed=1))
     SoftTargetStore.build(tmp_path / "store", exact, windows)
     assert json.loads((tmp_path / "store" / "store.json").read_text())["dtype"] == "torch.float32"
+
+
+def test_a_store_belongs_to_the_type_that_it_was_computed_in(exact, windows, tmp_path):
+    narrow = SoftTargetStore.build(tmp_path / "narrow", exact, windows, compute_dtype=torch.bfloat16)
+    wide = SoftTargetStore.build(tmp_path / "wide", exact, windows)
+    assert (narrow.values != wide.values).any()
+    batch = batch_of(windows, 0, 1, 2)
+    torch.testing.assert_close(narrow(batch), wide(batch), rtol=0.05, atol=0.05)
+    for name, asked in (("narrow", torch.float32), ("wide", torch.bfloat16)):
+        with pytest.raises(InputError, match=r"compute_dtype is 'torch\..*', not '.*'; delete it"):
+            SoftTargetStore.build(tmp_path / name, exact, windows, compute_dtype=asked)
+
+
+def test_an_interrupted_build_never_goes_on_in_another_type(exact, windows, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SoftTargetStore.build(tmp_path / "cut", exact, windows, batch_size=3, progress=stop)
+    options = {"batch_size": 3, "compute_dtype": torch.bfloat16}
+    cut = SoftTargetStore.build(tmp_path / "cut", exact, windows, **options)
+    whole = SoftTargetStore.build(tmp_path / "whole", exact, windows, **options)
+    np.testing.assert_array_equal(cut.values, whole.values)
+
+
+def test_a_store_that_does_not_say_its_type_is_one_of_float32(exact, windows, tmp_path):
+    manifest = SoftTargetStore.build(tmp_path / "store", exact, windows).folder / "store.json"
+    meta = json.loads(manifest.read_text())
+    del meta["compute_dtype"]
+    manifest.write_text(json.dumps(meta))
+    SoftTargetStore.build(tmp_path / "store", exact, windows)
+    with pytest.raises(InputError, match="compute_dtype is 'torch.float32', not 'torch.bfloat16'"):
+        SoftTargetStore.build(tmp_path / "store", exact, windows, compute_dtype=torch.bfloat16)
+
+
+def test_soft_targets_in_bfloat16_have_the_error_of_those_in_float32_on_real_series(tmp_path):
+    domains = [load_domain(f"demo:{name}") for name in ("electricity", "pedestrians", "traffic", "weather", "web")]
+    teacher = load_model("tiny")
+    shape = WindowConfig(context_length=360, horizon=48)
+    windows = TrainingWindows(domains, shape, size=250, seed=0)
+    batch = collate([windows[number] for number in range(250)], patch_size=teacher.chronos_config.output_patch_size)
+    target, _ = teacher.instance_norm(batch["future_target"], teacher.instance_norm(batch["context"])[1])
+    levels = torch.tensor(teacher.chronos_config.quantiles)
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        store = SoftTargetStore.build(tmp_path / str(dtype), teacher, windows, compute_dtype=dtype)
+        losses.append(row_losses(store(batch), target, levels=levels).nanmean().item())
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

@@ -128,6 +128,25 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_does_not(student, exa
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
 
 
+def test_training_in_bfloat16_is_training_but_for_rounding_and_leaves_a_student_of_float32(
+    student, exact, windows, tmp_path
+):
+    soft, start = LiveTeacher(exact), weights(student)
+    wide, narrow, again = (
+        trained(student, windows, soft, settings(bf16=bf16), tmp_path / str(run))
+        for run, bf16 in enumerate((False, True, True))
+    )
+    assert_same_bits(narrow, again)
+    assert all(value.dtype == torch.float32 for value in narrow.values())
+    apart = sum((wide[name] - narrow[name]).abs().sum() for name in wide)
+    assert 0 < apart < 0.2 * sum((wide[name] - start[name]).abs().sum() for name in wide)
+    student.load_state_dict(narrow)
+    used = []
+    student.encoder.block[0].layer[0].self_attention.q.register_forward_hook(lambda _, __, out: used.append(out.dtype))
+    student(torch.from_numpy(windows[0].context))
+    assert used == [torch.float32], "the type of training must not stay with the student"
+
+
 @pytest.mark.parametrize("stopped_at", [2, 5])
 def test_a_killed_run_ends_with_the_weights_of_one_left_alone(student, exact, windows, tmp_path, stopped_at):
     def stop(done, total):

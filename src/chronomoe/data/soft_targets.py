@@ -19,6 +19,7 @@ from chronomoe.data.fingerprint import fingerprints
 from chronomoe.data.windows import Batch, Window, collate, digest, model_inputs, to_device
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
+from chronomoe.models.folded import computing_in
 
 BYTES = np.dtype(np.int64).itemsize
 FORMAT = 1
@@ -130,20 +131,23 @@ class SoftTargetStore:
         windows: Dataset[Window],
         *,
         batch_size: int = 128,
+        compute_dtype: torch.dtype = torch.float32,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> "SoftTargetStore":
         """Ask the teacher, where it is, once for all windows, in their order, one batch in memory at a time.
 
-        An interrupted build continues where it was; a finished one is reused.
+        An interrupted build continues where it was; a finished one is reused. The teacher's products are
+        taken in ``compute_dtype`` (see :func:`chronomoe.models.folded.computing_in`), which a store records.
 
         Raises:
-            InputError: ``folder`` holds soft targets of another teacher or of other windows.
+            InputError: ``folder`` holds soft targets of another teacher or type, or of other windows.
         """
         count, example = len(windows), windows[0]  # type: ignore[arg-type]
         wanted = {
             "format": FORMAT,
             "teacher": revision(teacher),
             "dtype": str(teacher.dtype),
+            "compute_dtype": str(compute_dtype),
             "levels": teacher.num_quantiles,
             "data": fingerprints(windows),
             "windows": count,
@@ -152,6 +156,7 @@ class SoftTargetStore:
         }
         if (folder / "store.json").exists():
             store = cls(folder)
+            store.meta.setdefault("compute_dtype", str(torch.float32))  # of stores that do not say
             if store.meta != wanted:
                 other = [name for name, value in wanted.items() if store.meta.get(name) != value]
                 raise InputError(
@@ -181,7 +186,8 @@ class SoftTargetStore:
             for start in range(done, count, batch_size):
                 taken = [windows[index] for index in range(start, min(start + batch_size, count))]
                 batch = collate(taken, patch_size=teacher.chronos_config.output_patch_size)
-                quantiles = live(to_device(batch, teacher.device)).to(torch.bfloat16).cpu()
+                with computing_in(compute_dtype):
+                    quantiles = live(to_device(batch, teacher.device)).to(torch.bfloat16).cpu()
                 values.write(quantiles.view(torch.int16).numpy().tobytes())
                 rows.write(np.array([len(window.context) for window in taken], dtype=np.int64).tobytes())
                 digests.write(batch["digest"].numpy().tobytes())

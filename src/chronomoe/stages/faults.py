@@ -52,13 +52,18 @@ def _reason(error: BaseException, folder: Path) -> str | None:
             f"could not be written, there is no right to write in {folder}; what was finished stays: "
             "make it writable and run the same command again, or choose another folder"
         )
-    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or number == errno.ENOMEM
-    if memory or (isinstance(error, RuntimeError) and any(sign in words for sign in NO_MEMORY_WORDS)):
+    if out_of_memory(error):
         return (
             "ran out of memory; what was finished stays: free some and run the same command again, "
             "or lower batch_size, context_length or the size of the student"
         )
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, in whatever words a library reports it, is a lack of memory."""
+    memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    return memory or (isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in NO_MEMORY_WORDS))
 
 
 def _lies_in(path: str | None, folder: Path) -> bool:

@@ -16,6 +16,7 @@ from chronomoe.data.windows import WATCHED, EvaluationWindows, JoinedWindows, Tr
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.models.precision import Precision, settled
 from chronomoe.stages.processes import first_process
 from chronomoe.stages.workspace import Report, Workspace
 
@@ -68,11 +69,14 @@ def validation_windows(domains: Sequence[Domain], windows: WindowConfig) -> dict
     return found
 
 
-def label(work: Workspace, name: str, teacher: ExactChronos2Model, material: Material, **inputs: Any) -> Path:
+def label(
+    work: Workspace, name: str, teacher: ExactChronos2Model, material: Material, *, precision: Precision = "auto"
+) -> Path:
     """Ask a teacher once for its forecasts of all training windows; return the stage that keeps them.
 
     A finished store that has been damaged since is made again: the windows and the teacher are still there.
     """
+    dtype = settled(precision, teacher)
     made = work.root / "stages" / name
     if first_process() and (made / "store").exists():
         try:
@@ -82,9 +86,9 @@ def label(work: Workspace, name: str, teacher: ExactChronos2Model, material: Mat
             shutil.rmtree(made)
 
     def make(folder: Path, report: Report) -> None:
-        SoftTargetStore.build(folder / "store", teacher, material.windows, progress=report)
+        SoftTargetStore.build(folder / "store", teacher, material.windows, compute_dtype=dtype, progress=report)
 
-    return work.stage(name, {**material.facts, "teacher": revision(teacher), **inputs}, make)
+    return work.stage(name, {**material.facts, "teacher": revision(teacher), "computed in": str(dtype)}, make)
 
 
 def open_store(stage: Path | None) -> SoftTargetStore | None:

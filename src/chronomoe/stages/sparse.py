@@ -13,6 +13,7 @@ from chronomoe.data.domains import Domain
 from chronomoe.data.soft_targets import revision
 from chronomoe.data.windows import WindowConfig
 from chronomoe.models.chronos2 import ExactChronos2Model
+from chronomoe.models.precision import Precision
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.upcycling import Chronos2MoEModel, upcycle
 from chronomoe.models.student import StudentConfig, create_student_model
@@ -60,6 +61,7 @@ def learned_targets(
     *,
     layers: MoEConfig,
     aux_weight: float,
+    precision: Precision,
 ) -> Path:
     """Upcycle the teacher, train it on the domains, and return the stage of its soft targets."""
 
@@ -68,7 +70,7 @@ def learned_targets(
 
     inputs = {"layers": asdict(layers), "aux_weight": aux_weight, "teacher": revision(teacher)}
     taught = train(work, "upcycled/teacher", build, material, None, training, inputs=inputs, aux_weight=aux_weight)
-    return label(work, "upcycled/soft-targets", load_student(taught, teacher.device), material)
+    return label(work, "upcycled/soft-targets", load_student(taught, teacher.device), material, precision=precision)
 
 
 def expanded_student(

@@ -32,17 +32,20 @@ class Trial(NamedTuple):
     """Bytes that are alive at once in a training step."""
 
 
-def measure(model: ExactChronos2Model, windows: Sequence[Window], *, train: bool = True) -> Trial:
+def measure(model: ExactChronos2Model, windows: Sequence[Window], *, train: bool = True, bf16: bool = False) -> Trial:
     """Time a forecast of a model and, unless told not to, a training step, and find the most that activations take.
 
-    A few windows first; all of them where that is quick, since a large batch costs less a window. Weights stay.
+    The step is one of ``bf16`` autocast or not, the forecast in the type of ``computing_in``. A few windows first; all
+    of them where that is quick, since a large batch costs less a window. Weights stay.
     """
     optimizer = torch.optim.AdamW([one for one in model.parameters() if one.requires_grad], lr=0.0)
 
     def step(part: Sequence[Window]) -> None:
         if train:
             optimizer.zero_grad(set_to_none=False)
-            model.train()(**_inputs(model, part)).normalized_preds.abs().mean().backward()
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+                found = model.train()(**_inputs(model, part)).normalized_preds
+            found.float().abs().mean().backward()
             optimizer.step()
             _finish(model)
 

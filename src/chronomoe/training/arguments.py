@@ -36,7 +36,8 @@ class DistilConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     """What the student is trained on."""
     bf16: bool = False
-    """bf16 autocast: for GPUs and processors with bf16 instructions."""
+    """Forward and backward passes of the student in bf16 autocast, for processors and GPUs with units for it; weights,
+    residual stream, routers, losses and optimiser stay in float32, and so does validation."""
     checkpoint_steps: int = Field(200, ge=1)
     """Steps between two points that an interrupted training continues from."""
     seed: Seed = 0
@@ -61,7 +62,6 @@ class DistilConfig:
             lr_scheduler_type="cosine" if self.schedule == "cosine" else "constant_with_warmup",
             warmup_steps=round(self.warmup_share * self.steps),
             weight_decay=self.weight_decay,
-            bf16=self.bf16,
             seed=self.seed,
             save_strategy="steps" if saves else "no",
             save_steps=self.checkpoint_steps,

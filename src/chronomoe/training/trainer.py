@@ -110,6 +110,7 @@ class Chronos2DistillationTrainer(Trainer):
     ) -> None:
         config = DistilConfig() if args is None else args
         self.student = student = exact_model_of(student_model)
+        self.bf16 = isinstance(config, DistilConfig) and config.bf16
         self.loss = loss or (config.loss if isinstance(config, DistilConfig) else LossConfig())
         self.aux_weight = getattr(student, "aux_weight", AUX_WEIGHT) if aux_weight is None else aux_weight
         if not self.aux_weight >= 0:
@@ -178,16 +179,18 @@ class Chronos2DistillationTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Return the loss of a batch that ``collate`` made."""
         follow = self.loss.hidden_weight > 0
-        output = model(**model_inputs(inputs), **({"output_hidden_states": True} if follow else {}))
+        # Not the framework's autocast, which would stay around the student's forward, in validation and afterwards.
+        with torch.autocast(self.student.device.type, torch.bfloat16, enabled=self.bf16):
+            output = model(**model_inputs(inputs), **({"output_hidden_states": True} if follow else {}))
         output, taught = output if isinstance(output, tuple) else (output, None)
         target, _ = self.student.instance_norm(inputs["future_target"], output.loc_scale)
         levels = torch.tensor(self.student.chronos_config.quantiles, device=target.device)
         measure = functools.partial(distillation_loss, target=target, levels=levels, config=self.loss)
         if taught is not None:
-            soft_target = taught.normalized_preds.detach()
+            soft_target = taught.normalized_preds.detach().float()
         else:
             soft_target = None if self.soft_targets is None else self.soft_targets(inputs)
-        parts = measure(output.normalized_preds, teacher=soft_target)
+        parts = measure(output.normalized_preds.float(), teacher=soft_target)
         self._note(soft_loss=parts.soft, hard_loss=parts.hard)
         total = parts.total
         if follow:
@@ -195,7 +198,7 @@ class Chronos2DistillationTrainer(Trainer):
         auxiliary = _auxiliary(output, total)
         added = self.aux_weight * auxiliary
         if taught is not None:
-            own = measure(taught.normalized_preds, teacher=None)
+            own = measure(taught.normalized_preds.float(), teacher=None)
             added = added + own.hard + self.aux_weight * _auxiliary(taught, total)
             self._note(teacher_hard_loss=own.hard, teacher_aux_loss=_auxiliary(taught, total))
         layers = getattr(output, "moe", None)

@@ -147,3 +147,12 @@ def test_tokens_of_different_width_have_no_average(make_mixture, experts, make_t
     assert mixture(gappy).quantile_preds.isfinite().all()
     with pytest.raises(InputError, match=r"experts of one d_model, these have \[48, 64\]"):
         mixture.encode(gappy)
+
+
+def test_the_router_works_in_float32_under_autocast_too(make_mixture, batch):
+    mixture = make_mixture(router={"use_patch_embedding": True})
+    expected = mixture(**batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mixture(**batch)
+    assert torch.equal(found.routing.score, expected.routing.score)
+    assert (found.normalized_preds - expected.normalized_preds).abs().max() > 0

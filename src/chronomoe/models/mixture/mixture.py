@@ -129,16 +129,6 @@ class DistilledMoE(PreTrainedModel):
         return self.moe.routing.top_k
 
     @property
-    def compute_dtype(self) -> torch.dtype:
-        """The type of the experts' matrix products in inference: see ``ExactChronos2Model``."""
-        return self.experts[0].compute_dtype
-
-    @compute_dtype.setter
-    def compute_dtype(self, dtype: torch.dtype) -> None:
-        for expert in self.experts:
-            expert.compute_dtype = dtype
-
-    @property
     def generalist(self) -> int | None:
         """Index of the expert named "generalist", if there is one."""
         names = self.config.expert_names
@@ -174,7 +164,8 @@ class DistilledMoE(PreTrainedModel):
         generator: torch.Generator | None = None,
     ) -> Routing:
         """Choose experts for each row, the same ones for all rows of a group."""
-        scores = self.router(self.router_inputs(context))
+        with torch.autocast(context.device.type, enabled=False):
+            scores = self.router(self.router_inputs(context))
         group = torch.arange(len(context), device=context.device)
         if group_ids is not None:
             group = group_ids.unique(return_inverse=True)[1]
