@@ -36,11 +36,17 @@ SMALL = {
         *("--memory-series", "2", "4", "--memory-steps", "20"),
     ],
     "startup": ["--repeats", "1"],
+    "onnx_runtime": [
+        *("--context-length", "64", "--horizon", "16", "--batch-sizes", "2", "--num-experts", "2"),
+        *("--layers", "1", "--repeats", "1"),
+    ],
 }
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_benchmark_says_its_question_and_ends_in_one_json_line(name):
+    if name == "onnx_runtime":
+        pytest.importorskip("onnxruntime", reason="needs the extra onnx")
     command = [sys.executable, str(FOLDER / f"{name}.py"), *SMALL[name]]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["question"]
