@@ -49,7 +49,8 @@ site: $(DOCS)/.installed
 
 $(DOCS)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DOCS)
-	$(DOCS)/bin/python -m pip install --quiet 'mkdocs>=1.6,<2' 'mkdocs-material>=9.5,<10'
+	$(DOCS)/bin/python -m pip install --quiet $$($(PYTHON) -c "import tomllib; \
+		print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])")
 	touch $@
 
 # 5,000 drawn inputs in all; the tests draw a few hundred.

@@ -9,6 +9,11 @@ class InputError(ValueError):
     """A caller's mistake: the message names the rule, the value received, what is accepted and a remedy.
 
     The command line prints it as one line and exits with status 2. Anything else that is raised is a bug.
+
+    Examples:
+        >>> RoutingConfig(top_k=0)
+        Traceback (most recent call last):
+        chronomoe.errors.InputError: ...
     """
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 import torch
 from chronos.chronos2 import Chronos2Model, Chronos2Pipeline
-from chronos.chronos2.dataset import Chronos2Dataset, DatasetMode, PreparedInput, TensorOrArray
+from chronos.chronos2.dataset import Chronos2Dataset, DatasetMode
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,7 +19,7 @@ from chronomoe.checkpoints.adapters import save_adapters
 from chronomoe.checkpoints.finding import exported
 from chronomoe.checkpoints.loading import load_checkpoint, merge
 from chronomoe.checkpoints.writing import PUSH_OPTIONS, push_folder, write_checkpoint
-from chronomoe.data.batching import runs_of_similar, without_future
+from chronomoe.data.batching import Inputs, runs_of_similar, without_future
 from chronomoe.data.forecasts import check_asked, forecast_frame
 from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
 from chronomoe.errors import InputError, extra
@@ -38,20 +38,11 @@ if TYPE_CHECKING:
     from peft import LoraConfig  # type: ignore[import-not-found,import-untyped]
     from transformers.trainer_callback import TrainerCallback
 
-Inputs: TypeAlias = (
-    TensorOrArray
-    | Sequence[TensorOrArray]
-    | Sequence[Mapping[str, TensorOrArray | Mapping[str, TensorOrArray | None]]]
-    | Sequence[PreparedInput]
-)
-"""What upstream's ``predict`` and ``fit`` take."""
-
 
 class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
     """Forecast with a Chronos-2 model, dense or with MoE layers, or a mixture of distilled experts.
 
-    ``predict``, ``predict_quantiles``, ``predict_df``, ``predict_fev`` and ``embed`` are upstream's and take what they
-    take: univariate and multivariate series, past and known covariates, long horizons, ``cross_learning``. Of each
+    ``predict``, ``predict_quantiles``, ``predict_df``, ``predict_fev`` and ``embed`` take what upstream's take. Of each
     series ``predict`` returns ``(variate, quantile, horizon)``, ``predict_quantiles`` ``(variate, horizon, quantile)``
     and the median, both in the unit of the series; ``predict_df`` takes and returns long frames; ``embed`` returns
     ``(variate, token, d_model)``.
@@ -68,6 +59,12 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
       future values included. ``cross_learning`` makes one group of the batch, so this asks it of all its series.
 
     Where a checkpoint has recalibrated bands (``chronomoe recalibrate``), quantiles are stretched around the median.
+
+    Examples:
+        >>> pipeline = ChronoMoEPipeline.from_pretrained("tiny")
+        >>> quantiles, median = pipeline.predict_quantiles([np.arange(60.0) % 7], prediction_length=7)
+        >>> quantiles[0].shape  # variate, horizon, quantile
+        torch.Size([1, 7, 9])
     """
 
     def __init__(self, model: Any, *, trials: DtypeTrials | None = None) -> None:
@@ -84,15 +81,13 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         """Load a checkpoint, of Chronos-2 or of ours.
 
         Args:
-            pretrained_model_name_or_path: a hub id, a folder, an ``s3://`` URL, or "tiny" for the small teacher that
-                comes with the package (a folder of that name is "./tiny").
+            pretrained_model_name_or_path: a hub id, a folder, an ``s3://`` URL, or "tiny", the teacher that ships.
             *args: as in ``PreTrainedModel.from_pretrained``.
             force_s3_download: download again what is already here.
             **kwargs: as in ``PreTrainedModel.from_pretrained``. ``dtype`` is float32 unless given, whatever is stored.
-                "auto" keeps the weights in float32 and takes the encoder's products in bfloat16 where the processor has
-                units for it and a short trial, one for each size of a batch, says that it wins. That changes the
-                weighted quantile loss on real series by less than 0.1 %. ``backend="onnx"`` forecasts through ONNX
-                Runtime what ``chronomoe export`` wrote: the default for a folder that holds such a graph.
+                "auto" takes the encoder's products in bfloat16 where the processor has units for it and a short trial,
+                one for each size of a batch, says that it wins, which changes WQL by less than 0.1 %.
+                ``backend="onnx"`` forecasts what ``chronomoe export`` wrote: the default for a folder of such a graph.
 
         Raises:
             InputError: there is no such checkpoint, its weights are missing, cut short or do not fit its
@@ -262,8 +257,7 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         alone. "lora" (Hu et al., 2021, https://arxiv.org/abs/2106.09685) trains adapters in attention and head, those
         of every expert of a mixture, and the router of a mixture in full; MoE layers inside a model stay.
 
-        ``learning_rate`` is upstream's 1e-6 unless given, but 1e-3 for inserted layers: they start as the identity, so
-        that they have everything to learn and nothing to lose, and 1e-6 would leave them there.
+        ``learning_rate`` is upstream's 1e-6 unless given, but 1e-3 for inserted layers, which start as the identity.
 
         The result is saved to ``output_dir / finetuned_ckpt_name``: a checkpoint, or with "lora" the adapters and the
         name of the checkpoint that they change. Where none holds the model as it was, it is saved beside them, in a
@@ -349,6 +343,13 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         """Tell which experts forecast each series, best first, and how much each counts: ``{expert name: gate}``.
 
         The inputs are those of ``predict``. Horizons beyond one pass are routed anew for each pass; this is the first.
+
+        Examples:
+            >>> student = create_student_model(load_teacher("tiny"), "slim")
+            >>> pipeline = ChronoMoEPipeline(build_mixture({"load": student, "sales": student}))
+            >>> pipeline.set_routing(top_k=1, threshold=None)
+            >>> [list(gates.values()) for gates in pipeline.routing([np.arange(60.0) % 7])]
+            [[1.0]]
         """
         mixture = self.model if hasattr(self.model, "route") else self._mixture("routing")
         known = without_future(inputs)

@@ -1,8 +1,17 @@
 """What a pipeline is given, and which series of it share a batch, which is padded to its longest."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
+from chronos.chronos2.dataset import PreparedInput, TensorOrArray
+
+Inputs: TypeAlias = (
+    TensorOrArray
+    | Sequence[TensorOrArray]
+    | Sequence[Mapping[str, TensorOrArray | Mapping[str, TensorOrArray | None]]]
+    | Sequence[PreparedInput]
+)
+"""What upstream's ``predict`` and ``fit`` take."""
 PADDING = 256
 """Tokens that a batch may waste on padding to its next series: about what a batch of its own costs."""
 

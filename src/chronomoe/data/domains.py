@@ -100,6 +100,11 @@ def load_domain(
 
     Raises:
         InputError: there is no such domain, or its data break a rule of ``read_series``.
+
+    Examples:
+        >>> domain = load_domain("demo:traffic")
+        >>> domain.name, domain.series[0].freq, domain.seasonality
+        ('traffic', '15min', 96)
     """
     known: dict[str, Any] = {}
     columns: dict[str, Any] = {"target": target, "known_covariates": known_covariates, "freq": freq}

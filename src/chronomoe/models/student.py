@@ -76,6 +76,14 @@ def create_student_model(
 
     Raises:
         InputError: the student would be larger than the teacher in some dimension, or the teacher has MoE layers.
+
+    Examples:
+        >>> teacher = load_teacher("tiny")
+        >>> student = create_student_model(teacher, "slim")
+        >>> student.config.num_layers, student.config.num_heads, student.config.d_ff
+        (1, 2, 512)
+        >>> f"{1 - student.num_parameters() / teacher.num_parameters():.0%} fewer parameters"
+        '77% fewer parameters'
     """
     teacher = model_of(teacher)
     check_dense(teacher, what="cutting a student", remedy="cut it from the dense model and upcycle the student")

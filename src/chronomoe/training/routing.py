@@ -92,7 +92,7 @@ def fit_router(
 
     Args:
         mixture: its router is trained in place.
-        train_dataset: see :func:`chronomoe.data.fit_inputs.training_windows`.
+        train_dataset: see ``chronomoe.data.fit_inputs.training_windows``.
         eval_dataset: likewise, to stop by. When None, the validation parts of domains and the last window of all other
             series, which training then leaves out; windows that are already cut need a set of their own.
         prediction_length: horizon of the windows.
@@ -106,6 +106,13 @@ def fit_router(
 
     Raises:
         InputError: the data break a rule, or the settings let nothing reach the router.
+
+    Examples:
+        >>> student = create_student_model(load_teacher("tiny"), "slim")
+        >>> mixture = build_mixture({"traffic": student, "web": student})
+        >>> curve = fit_router(mixture, ["demo:traffic", "demo:web"], context_length=96, num_windows=8)
+        >>> sorted(curve)
+        ['eval_loss', 'eval_step', 'loss', 'step']
     """
     config = args or RouterTrainingConfig()
     shape = windows_for(mixture, prediction_length=prediction_length, context_length=context_length)

@@ -55,7 +55,7 @@ class Chronos2DistillationTrainer(Trainer):
     the student's soft targets are what it says of the same batch, dropout and all, without a gradient (Zhang et al.,
     2018, https://arxiv.org/abs/1706.00384, let both learn from each other instead).
 
-    Validation is :func:`chronomoe.training.validation.validation_loss` of the student, which every process takes of all
+    Validation is ``chronomoe.training.validation.validation_loss`` of the student, which every process takes of all
     windows. In several processes each takes the auxiliary losses of its own batch, as it does the forecast's; loss-free
     biases move by the mean of what each process would do, and what is logged is the mean as well.
 
@@ -64,7 +64,7 @@ class Chronos2DistillationTrainer(Trainer):
 
     Args:
         student_model: any model that is called as a ``Chronos2Model`` and returns ``normalized_preds``, or a pipeline.
-        train_dataset: windows, or data of any form that :func:`chronomoe.data.fit_inputs.training_windows` takes, a
+        train_dataset: windows, or data of any form that ``chronomoe.data.fit_inputs.training_windows`` takes, a
             frame or what ``Chronos2Pipeline.fit`` takes among them.
         eval_dataset: likewise; its validation loss is taken.
         teacher_pipeline: gives the soft targets of every batch, and stays as it is; a pipeline or a model.
@@ -86,6 +86,19 @@ class Chronos2DistillationTrainer(Trainer):
         InputError: ``aux_weight`` is negative, there are two teachers, the teacher forecasts other quantile levels or
             is not the one that the student has learned from, the student cannot follow hidden states, or the data
             break a rule.
+
+    Examples:
+        >>> teacher = ChronoMoEPipeline.from_pretrained("tiny")
+        >>> student = create_student_model(teacher, "slim")
+        >>> trainer = Chronos2DistillationTrainer(
+        ...     student_model=student,
+        ...     teacher_pipeline=teacher,
+        ...     train_dataset="demo:traffic",
+        ...     context_length=96,
+        ...     args=DistilConfig(steps=1, batch_size=2),
+        ... )
+        >>> trainer.train().global_step
+        1
     """
 
     def __init__(

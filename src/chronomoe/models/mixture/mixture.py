@@ -91,7 +91,7 @@ class DistilledMoE(PreTrainedModel):
     averaging; Ratcliff, 1979), so the median is the average of medians there. Only chosen experts run, each once a
     batch.
 
-    ``experts``, ``router`` and ``top_k`` are there to read; :func:`build_mixture` makes one from trained students.
+    ``experts``, ``router`` and ``top_k`` are there to read; ``build_mixture`` makes one from trained students.
     """
 
     experts: Sequence[ExactChronos2Model]
@@ -361,6 +361,11 @@ def build_mixture(
 
     Raises:
         InputError: the experts cannot be averaged, or ``top_k`` is out of range.
+
+    Examples:
+        >>> student = create_student_model(load_teacher("tiny"), "slim")
+        >>> build_mixture({"load": student, "sales": student}, num_experts_per_tok=1).top_k
+        1
     """
     named = experts if isinstance(experts, Mapping) else {f"expert-{place}": one for place, one in enumerate(experts)}
     members: dict[str, Chronos2Model] = {name: model_of(expert) for name, expert in named.items()}

@@ -103,6 +103,12 @@ class MoEEnhancedChronos2(SparseChronos2Model):
 
     Raises:
         InputError: the base has MoE layers, or a layer is to follow a block that is not there.
+
+    Examples:
+        >>> base = load_teacher("tiny")
+        >>> grown = MoEEnhancedChronos2(base, MoEConfig(num_experts=4, top_k=1))
+        >>> grown.num_parameters() > base.num_parameters()
+        True
     """
 
     config_class = MoEEnhancedConfig

@@ -110,7 +110,7 @@ class Chronos2MoEConfig(Chronos2CoreConfig):  # type: ignore[misc]
 class Chronos2MoEModel(SparseChronos2Model):
     """A Chronos-2 model in which MoE layers take the place of feed-forward blocks.
 
-    :func:`upcycle` makes one from a dense model. Fresh from a configuration, weights are drawn and MoE layers are the
+    ``upcycle`` makes one from a dense model. Fresh from a configuration, weights are drawn and MoE layers are the
     identity.
 
     Raises:
@@ -151,7 +151,7 @@ def upcycle(model: Chronos2Model | Chronos2Pipeline, config: MoEConfig) -> Chron
     """Make a model with MoE layers that computes what ``model`` does, unless noise or fresh units are asked for.
 
     Sparse upcycling, Komatsuzaki et al., 2022, https://arxiv.org/abs/2212.05055; how a block is cut into experts, and
-    why the output stays the same: see :mod:`chronomoe.models.sparse.init` and :mod:`chronomoe.models.sparse.layer`.
+    why the output stays the same: see ``chronomoe.models.sparse.init`` and ``chronomoe.models.sparse.layer``.
     A capacity may drop tokens, whose output then differs.
 
     Args:
@@ -161,6 +161,11 @@ def upcycle(model: Chronos2Model | Chronos2Pipeline, config: MoEConfig) -> Chron
 
     Raises:
         InputError: the model is not a dense Chronos-2 model, a block is not there, or the widths do not divide.
+
+    Examples:
+        >>> sparse = upcycle(load_teacher("tiny"), MoEConfig(num_experts=4, top_k=1, layers=(0,)))
+        >>> sparse.active_parameters() < sparse.num_parameters()
+        True
     """
     model = model_of(model)
     check_dense(model, what="upcycle", remedy="upcycle the dense model")
