@@ -21,7 +21,7 @@ from chronomoe.models.precision import settled
 from chronomoe.models.student import StudentConfig
 from chronomoe.plan import plan
 from chronomoe.recipe import RunConfig, dump
-from chronomoe.report.page import write_report
+from chronomoe.report.page import MADE_BY, write_report
 from chronomoe.stages.budget import allocate, late_gain
 from chronomoe.stages.evaluation import evaluate_run
 from chronomoe.stages.mixture import joint, route
@@ -47,8 +47,6 @@ RESULTS = (
 ROUTE_RESULTS = ("routing.json", "moe.json", "expansion.json", "held_out.jsonl", "sample.jsonl")
 """Those that depend on routes, held-out domains and classical models."""
 RECOMMENDED = "recommended"
-MADE_BY = {"mixture": "mixture", "upcycle": "upcycled", "expand": "expanded"}
-"""What each route makes."""
 
 
 def run(config: RunConfig, out: Path, *, console: Console | None = None, command: str = "chronomoe run") -> Path:

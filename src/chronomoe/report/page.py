@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import yaml
 
 from chronomoe.errors import InputError
 from chronomoe.evaluation.comparison import KINDS
 from chronomoe.report import charts, words
+from chronomoe.report.card import complete_card
 from chronomoe.report.claims import Claim
 from chronomoe.report.sections import facts, sections
 from chronomoe.report.tables import read_records
@@ -37,6 +39,8 @@ FILES: dict[str, Any] = {
     **{name: {} for name in ("curves", "run")},
 }
 """JSON files of a run, and what stands for those that are missing."""
+MADE_BY = {"mixture": "mixture", "upcycle": "upcycled", "expand": "expanded"}
+"""What each route makes, as records and folders call it."""
 
 
 def write_report(folder: Path) -> Path:
@@ -76,7 +80,19 @@ def write_report(folder: Path) -> Path:
         part = folder / f".{name}.part"
         part.write_text(environment.get_template(name).render(page), encoding="utf-8")
         part.replace(folder / name)
+    for name, model in _checkpoints(run).items():
+        if (folder / name / "README.md").exists():
+            complete_card(folder / name / "README.md", model, found, claims, run)
     return folder / "report.html"
+
+
+def _checkpoints(run: dict[str, Any]) -> dict[str, str]:
+    """Return the folders of checkpoints that a run leaves, each with its name in the records."""
+    if run["config"] is None:
+        return {}
+    routes = yaml.safe_load(run["config"])["routes"]
+    folders = {"moe" if place == 0 else MADE_BY[route]: MADE_BY[route] for place, route in enumerate(routes)}
+    return folders | ({"recommended": run["recommendation"]["model"]} if run["recommendation"] else {})
 
 
 def recommendation(folder: Path) -> str | None:
