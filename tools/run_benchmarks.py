@@ -1,4 +1,4 @@
-"""Run the benchmarks and write the figures of docs/speed.md and README.md from their JSON lines; for ``make bench``.
+"""Run the benchmarks and write the figures of their JSON lines into all pages that show some; for ``make bench``.
 
     python tools/run_benchmarks.py [NAME ...] [--lines docs/speed.jsonl] [--no-run]
 
@@ -11,13 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import cost_model
+import pages
 
-START, END = "<!-- figures: written by `make bench` -->", "<!-- end of figures -->"
-SPEED, END_OF_SPEED = "<!-- speed: written by `make bench` -->", "<!-- end of speed -->"
+MARKS = "<!-- figures: written by `make bench` -->", "<!-- end of figures -->"
+SPEED = "<!-- speed: written by `make bench` -->", "<!-- end of speed -->"
 BENCH = Path(__file__).parents[1] / "bench"
 SHARED = "answer"
 AIMS = {
@@ -47,7 +49,8 @@ def run(names: Iterable[str], lines: Path) -> None:
         command = [sys.executable, str(BENCH / f"{name}.py")]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
-        found = read(lines) | {name: json.loads(done.stdout.splitlines()[-1])}
+        made = {"date": str(date.today()), "commit": pages.commit()}
+        found = read(lines) | {name: json.loads(done.stdout.splitlines()[-1]) | made}
         lines.write_text("".join(json.dumps({"benchmark": key} | value) + "\n" for key, value in found.items()))
 
 
@@ -84,15 +87,15 @@ def place(answer: dict[str, Any]) -> str:
     )
 
 
-def figures(answers: dict[str, dict[str, Any]]) -> str:
-    """Return the Markdown of the page: where it was measured, the table, and the cost model."""
+def figures(answers: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the lines of the page: where it was measured, the table, and the cost model."""
     places = sorted({place(answer) for answer in answers.values() if "machine" in answer})
     cost = ["", *cost_model.page(answers["cost"])] if "cost" in answers else []
-    return "\n".join([*(f"Measured on {one}." for one in places), "", *table(answers), *cost])
+    return [*(f"Measured on {one}." for one in places), "", *table(answers), *cost]
 
 
-def summary(answer: dict[str, Any], router: dict[str, Any] | None) -> str:
-    """Return the Markdown of the README: times of upstream and of a mixture for each size of a batch."""
+def summary(answer: dict[str, Any], router: dict[str, Any] | None) -> list[str]:
+    """Return the lines of the README: times of upstream and of a mixture for each size of a batch."""
     sizes = {name: f"{count / 1e6:.1f}M" for name, count in answer["parameters"].items()}
     lines = [
         f"Milliseconds of a batch of forecasts, context {answer['context_length']}, horizon {answer['horizon']}: "
@@ -115,13 +118,7 @@ def summary(answer: dict[str, Any], router: dict[str, Any] | None) -> str:
             f"Router training on cached forecasts, {router['windows']} windows, {router['experts']} experts, "
             f"{router['epochs']} epochs: {router['seconds']:.0f} s.",
         ]
-    return "\n".join(lines)
-
-
-def put(page: Path, text: str, *, start: str, end: str) -> None:
-    """Put text between two marks of a page."""
-    before, rest = page.read_text().split(start)
-    page.write_text(f"{before}{start}\n{text}\n{end}{rest.split(end)[1]}")
+    return lines
 
 
 def main() -> None:
@@ -130,15 +127,16 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="benchmarks to run; all by default")
     parser.add_argument("--lines", type=Path, default=Path("docs/speed.jsonl"))
     parser.add_argument("--page", type=Path, default=Path("docs/speed.md"))
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
     parser.add_argument("--no-run", action="store_true", help="only write the pages")
     options = parser.parse_args()
     if not options.no_run:
         run(options.names or sorted({path.stem for path in BENCH.glob("*.py")} - {SHARED}), options.lines)
     answers = read(options.lines)
-    put(options.page, figures(answers), start=START, end=END)
+    pages.put(options.page, figures(answers), MARKS)
     if "throughput" in answers:
-        put(options.readme, summary(answers["throughput"], answers.get("router")), start=SPEED, end=END_OF_SPEED)
+        answer = answers["throughput"]
+        source = pages.source("make bench", place(answer), on=answer.get("date"), code=answer.get("commit"))
+        pages.put_everywhere(summary(answer, answers.get("router")), SPEED, source=source)
     print("\n".join(table(answers)))
 
 

@@ -1,8 +1,9 @@
-"""Write measured figures into README.md; called by ``make figures``.
+"""Write measured figures into both READMEs and docs/figures.md; called by ``make figures``.
 
-    python tools/update_readme.py EVIDENCE
+    python tools/update_readme.py EVIDENCE [--date 2026-11-26] [--commit 7a80e29] [--processor NAME]
 
-EVIDENCE: the folder in which ``tools/evidence.py`` left its results.
+EVIDENCE: the folder in which ``tools/evidence.py`` left its results. They were made here, today and by the latest
+commit unless told otherwise.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pages
 from evidence_tables import span, spread, table
 
 ACCURACY = "<!-- accuracy: written by `make figures` -->", "<!-- end of accuracy -->"
@@ -53,21 +55,19 @@ def _of_seeds(claims: dict[str, Any]) -> dict[str, str]:
     return {rival: spread([one[0] for one in by_metric["WQL"].values()]) for rival, by_metric in claims.items()}
 
 
-def between(text: str, marks: tuple[str, str], lines: list[str]) -> str:
-    """Replace what stands between two marks."""
-    before, rest = text.split(marks[0])
-    return before + "\n".join([marks[0], *lines, marks[1]]) + rest.split(marks[1])[1]
-
-
 def main() -> None:
-    """Replace what stands between the marks of README.md."""
+    """Replace what stands between the marks of the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("evidence", type=Path, help="folder of results")
+    parser.add_argument("--date", help="when they were made")
+    parser.add_argument("--commit", help="of the code that made them")
+    parser.add_argument("--processor", default=pages.processor(), help="on which they were made")
     options = parser.parse_args()
-    readme = Path("README.md")
     found = {path.stem: json.loads(path.read_text()) for path in options.evidence.glob("*.json")}
-    text = between(readme.read_text(), ACCURACY, accuracy(found))
-    readme.write_text(text)
+    machine = found["demo"].get("machine", {})
+    place = f"{options.processor}, {machine.get('threads', '?')} of {machine.get('cores', '?')} cores"
+    source = pages.source("make figures DATA=...", place, on=options.date, code=options.commit)
+    pages.put_everywhere(accuracy(found), ACCURACY, source=source)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The page of speed is written from lines, and the cost model finds the coefficients that made its cases."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -39,18 +40,21 @@ THROUGHPUT = {
 def lines(tmp_path):
     path = tmp_path / "speed.jsonl"
     found = {name: {"benchmark": name, "reach": reach, **FACTS} for name, reach in REACH.items()}
-    found["throughput"] |= THROUGHPUT
+    found["throughput"] |= THROUGHPUT | {"date": "2026-11-26", "commit": "7a80e29"}
     path.write_text("".join(json.dumps(line) + "\n" for line in found.values()))
     return path
 
 
 def test_the_page_shows_every_measure_once_beside_its_aim_and_says_where(lines, tmp_path, monkeypatch, capsys):
     page = tmp_path / "speed.md"
-    page.write_text(f"before\n{run_benchmarks.START}\nold\n{run_benchmarks.END}\nafter\n")
-    readme = tmp_path / "README.md"
-    readme.write_text(f"{run_benchmarks.SPEED}\nold\n{run_benchmarks.END_OF_SPEED}\n")
-    given = ["--no-run", "--lines", str(lines), "--page", str(page), "--readme", str(readme)]
-    monkeypatch.setattr(sys, "argv", ["x", *given])
+    start, end = run_benchmarks.MARKS
+    page.write_text(f"before\n{start}\nold\n{end}\nafter\n")
+    (tmp_path / "docs").mkdir()
+    readme, chinese, sources = (tmp_path / name for name in ("README.md", "README.zh-CN.md", "docs/figures.md"))
+    for one in (readme, chinese, sources):
+        one.write_text("{}\nold\n{}\n".format(*run_benchmarks.SPEED))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["x", "--no-run", "--lines", str(lines), "--page", str(page)])
     run_benchmarks.main()
     text = page.read_text()
     assert text.startswith("before\n")
@@ -60,15 +64,25 @@ def test_the_page_shows_every_measure_once_beside_its_aim_and_says_where(lines, 
     assert "| mixture against upstream float32, batch 256 | 15 | 48.25 | 18 / 50 |" in text
     assert "| chronomoe --help against import torch | 0.134 | - | 0.8 |" in text
     assert "| new measure | 3 | - | - |" in text
-    assert "| 1 | 1.0 | 90 | 120 | 9 | 7.5 | **10.0** / **12.0** |" in readme.read_text()
+    row = "| 1 | 1.0 | 90 | 120 | 9 | 7.5 | **10.0** / **12.0** |"
+    assert all(row in one.read_text() for one in (readme, chinese, sources))
+    assert (
+        "| 序列数 | 专家数 | 上游 float32 | 上游 bf16 | 混合模型 float32 | 混合模型 bf16 | 加速比 |"
+        in chinese.read_text()
+    )
+    words = re.sub(r"`.*?`|float32|bf16|slim|docs/speed.md|<!--.*?-->|\((avx2|amx_bf16|, )+\)", "", chinese.read_text())
+    assert set(re.findall(r"[A-Za-z]{2,}", words)) == {"Processor", "torch", "Chronos"}
+    assert "one run · 2026-11-26 · commit 7a80e29\n" in sources.read_text()
     assert "| 15 | 48.25 |" in capsys.readouterr().out
 
 
 def test_the_pages_have_the_marks():
     root = Path(__file__).parents[2]
     for page, marks in (
-        ("docs/speed.md", (run_benchmarks.START, run_benchmarks.END)),
-        ("README.md", (run_benchmarks.SPEED, run_benchmarks.END_OF_SPEED)),
+        ("docs/speed.md", run_benchmarks.MARKS),
+        ("README.md", run_benchmarks.SPEED),
+        ("README.zh-CN.md", run_benchmarks.SPEED),
+        ("docs/figures.md", run_benchmarks.SPEED),
     ):
         assert [(root / page).read_text().count(mark) for mark in marks] == [1, 1]
 

@@ -1,4 +1,4 @@
-"""The Chinese README says what the English one says: the same code, names, links, figures and headings."""
+"""Chinese pages say what the English ones say: the same code, names, links, figures and headings."""
 
 import re
 from collections import Counter
@@ -9,7 +9,7 @@ import pytest
 from command_lines import FENCE
 
 ROOT = Path(__file__).parents[2]
-BOTH = {name: (ROOT / name).read_text() for name in ("README.md", "README.zh-CN.md")}
+BOTH = {"README.md": "README.zh-CN.md", "docs/index.md": "docs/index.zh.md"}
 UNITS = {"million": 10**6, "万": 10**4, "亿": 10**8}
 
 
@@ -30,8 +30,9 @@ def spans(page):
 
 
 def links(page):
-    """Count where links lead; each README links to the other."""
-    return Counter(link for link in re.findall(r"\]\(([^)]+)\)", page) if not link.startswith("README"))
+    """Count where links lead, a page in Chinese as the English one; the READMEs link to each other."""
+    found = re.findall(r"\]\(([^)]+)\)", page)
+    return Counter(link.replace(".zh.md", ".md") for link in found if not link.startswith("README"))
 
 
 def figures(page):
@@ -46,12 +47,13 @@ def headings(page):
     return [len(marks) for marks in re.findall(r"^(#+) ", FENCE.sub("", page), flags=re.MULTILINE)]
 
 
+@pytest.mark.parametrize("name", BOTH)
 @pytest.mark.parametrize("part", [code, spans, links, figures, headings])
-def test_both_readmes_agree(part):
-    english, chinese = (part(page) for page in BOTH.values())
-    assert chinese == english, f"bring README.zh-CN.md in step with README.md: {part.__doc__}"
+def test_a_page_in_chinese_agrees(part, name):
+    english, chinese = (part((ROOT / page).read_text()) for page in (name, BOTH[name]))
+    assert chinese == english, f"bring {BOTH[name]} in step with {name}: {part.__doc__}"
 
 
 def test_both_readmes_lead_to_each_other():
-    assert "](README.zh-CN.md)" in BOTH["README.md"]
-    assert "](README.md)" in BOTH["README.zh-CN.md"]
+    assert "](README.zh-CN.md)" in (ROOT / "README.md").read_text()
+    assert "](README.md)" in (ROOT / "README.zh-CN.md").read_text()
