@@ -46,7 +46,7 @@ FORECASTING = {
     "use_reg_token": True,
     "use_arcsinh": True,
 }
-pytest_plugins = ("tiny_run", "fuzzing", "client_data")
+pytest_plugins = ("tiny_run", "fuzzing", "client_data", "workshop")
 EXPERTS = ("power", "traffic", "generalist", "retail")
 
 
