@@ -45,6 +45,7 @@ SMALLER = {
     r"(?m)^(\$ chronomoe expand .*)": r"\1 --probe-steps 1",
     r"(?m)^(\$ chronomoe compose .*)": r"\1 --windows 8",
     r"(?m)^(\$ chronomoe evaluate .*)": r"\1 --limit 2",
+    r"(\$ chronomoe recalibrate)": r"\1 --limit 100",
 }
 """Sizes that take minutes become such that take a second."""
 
