@@ -1,6 +1,7 @@
 """Running an exported graph in ONNX Runtime, called as the model that it was made of."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from chronomoe.checkpoints.bands import read_bands
 from chronomoe.checkpoints.finding import GRAPH, read_config
 from chronomoe.errors import InputError
 from chronomoe.export.form import known_ahead
-from chronomoe.models.chronos2 import ForecastOutput
+from chronomoe.models.mixture.mixture import DistilledMoEOutput
 from chronomoe.models.mixture.router import Routing
 
 
@@ -60,6 +61,11 @@ class OnnxModel:
             if type(error).__module__.startswith("onnxruntime"):
                 raise InputError(f"cannot load {str(path)!r}: {' '.join(str(error).split())}") from None
             raise
+        self._hooks: list[Callable[..., object]] = []
+
+    def register_forward_hook(self, hook: Callable[..., object]) -> None:
+        """Call ``hook(model, inputs, output)`` after each forecast, as ``nn.Module`` does; its result is ignored."""
+        self._hooks.append(hook)
 
     def eval(self) -> "OnnxModel":
         """Return itself, as it is always in evaluation mode."""
@@ -85,7 +91,7 @@ class OnnxModel:
         route_ids: Int[Tensor, " batch"] | None = None,
         future_covariates: Float[Tensor, "batch known"] | None = None,
         num_output_patches: int = 1,
-    ) -> ForecastOutput:
+    ) -> DistilledMoEOutput:
         """Forecast; ``quantile_preds`` is ``(batch, quantile, horizon)`` in the unit of each series."""
         limit, steps = (
             self.chronos_config.max_output_patches,
@@ -94,15 +100,16 @@ class OnnxModel:
         if not 1 <= num_output_patches <= limit:
             raise InputError(f"num_output_patches must be from 1 to {limit}, got {num_output_patches}")
         ahead = known_ahead(future_covariates, rows=len(context), steps=steps)
-        quantiles = self._run("quantile_preds", context, group_ids, route_ids, ahead)
-        return ForecastOutput(quantile_preds=torch.from_numpy(quantiles))
+        quantiles, gates = self._run(["quantile_preds", "gates"], context, group_ids, route_ids, ahead)
+        output = DistilledMoEOutput(quantile_preds=torch.from_numpy(quantiles), routing=_routing(gates))
+        for hook in self._hooks:
+            hook(self, (context,), output)
+        return output
 
     def route(self, context: Float[Tensor, "batch time"], *, group_ids: Int[Tensor, " batch"] | None = None) -> Routing:
         """Choose experts for each row; probabilities and scores are not part of the graph, gates stand for them."""
         ahead = known_ahead(None, rows=len(context), steps=1)
-        gates = torch.from_numpy(self._run("gates", context, group_ids, None, ahead))
-        gate, expert = gates.sort(dim=1, descending=True, stable=True)
-        return Routing(expert, gate, gates, gates)
+        return _routing(*self._run(["gates"], context, group_ids, None, ahead))
 
     def __getattr__(self, name: str) -> Any:
         if name in ("encode", "save_pretrained", "train", "parameters", "named_modules"):
@@ -110,8 +117,13 @@ class OnnxModel:
         raise AttributeError(name)
 
     def _run(
-        self, output: str, context: Tensor, group_ids: Tensor | None, route_ids: Tensor | None, future: Tensor
-    ) -> np.ndarray:
+        self,
+        outputs: list[str],
+        context: Tensor,
+        group_ids: Tensor | None,
+        route_ids: Tensor | None,
+        future: Tensor,
+    ) -> list[np.ndarray]:
         groups = torch.arange(len(context)) if group_ids is None else group_ids
         inputs = {
             "context": context[:, -self.chronos_config.context_length :].float(),
@@ -122,5 +134,11 @@ class OnnxModel:
         options = onnxruntime.RunOptions()
         options.only_execute_path_to_fetches = True
         arrays = {name: np.ascontiguousarray(part.numpy()) for name, part in inputs.items()}
-        result: np.ndarray = self._session.run([output], arrays, options)[0]
+        result: list[np.ndarray] = self._session.run(outputs, arrays, options)
         return result
+
+
+def _routing(gates: np.ndarray) -> Routing:
+    prob = torch.from_numpy(gates)
+    gate, expert = prob.sort(dim=1, descending=True, stable=True)
+    return Routing(expert, gate, prob, prob)
