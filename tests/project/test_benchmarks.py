@@ -40,6 +40,7 @@ SMALL = {
         *("--context-length", "64", "--horizon", "16", "--batch-sizes", "2", "--num-experts", "2"),
         *("--layers", "1", "--repeats", "1"),
     ],
+    "serve": ["--layers", "1", "--seconds", "0.3", "--restarts", "1", "--clients", "2"],
 }
 
 
@@ -47,6 +48,8 @@ SMALL = {
 def test_a_benchmark_says_its_question_and_ends_in_one_json_line(name):
     if name == "onnx_runtime":
         pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    if name == "serve":
+        pytest.importorskip("fastapi_offline", reason="needs the extra serve")
     command = [sys.executable, str(FOLDER / f"{name}.py"), *SMALL[name]]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["question"]
