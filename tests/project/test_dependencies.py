@@ -15,7 +15,7 @@ from chronomoe.errors import InputError, extra
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(chronomoe.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("autogluon", "baselines", "darts", "fev", "gluonts", "lora", "onnx", "pretrain", "s3", "sktime")
+EXTRAS = ("autogluon", "baselines", "darts", "fev", "gluonts", "lora", "onnx", "pretrain", "s3", "serve", "sktime")
 """Extras whose packages ``src`` imports; the others are data, or for developers."""
 INSIDE = {"torch.utils.tensorboard": "tensorboard"}
 """Modules that import a package which is not theirs."""
@@ -45,7 +45,7 @@ def distributions(module):
     return {normal(found) for found in DISTRIBUTIONS.get(top, [top])}
 
 
-ROOMS = {"export": "onnx"}
+ROOMS = {"export": "onnx", "serving": "serve"}
 """Folders that only what stands in a ``with extra(...)`` block imports."""
 
 
@@ -89,7 +89,13 @@ def test_every_import_is_declared_where_it_is_needed():
 def test_nothing_is_declared_that_is_not_imported():
     used = set().union(*(distributions(module) for _, module, _ in IMPORTS))
     declared = CORE.union(*OPTIONAL.values())
-    assert declared - used - {"boto3", "onnxscript"} == set()  # upstream reads S3, and torch exports, with these for us
+    for_us = {
+        "boto3",
+        "onnxscript",
+        "httptools",
+        "uvloop",
+    }  # upstream reads S3, torch exports, uvicorn serves with these
+    assert declared - used - for_us == set()
 
 
 def test_a_missing_extra_is_refused_with_the_command_that_installs_it():

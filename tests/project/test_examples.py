@@ -23,7 +23,15 @@ def load(name: str) -> ModuleType:
 
 
 def test_every_example_is_run_by_a_test_of_this_file():
-    tested = {"distil_a_student", "mix_students", "add_a_router", "compare_with_fracast", "watch_a_mixture", *ROUTES}
+    tested = {
+        "distil_a_student",
+        "mix_students",
+        "add_a_router",
+        "compare_with_fracast",
+        "ray_serve",
+        "watch_a_mixture",
+        *ROUTES,
+    }
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -88,3 +96,8 @@ def test_a_mixture_saved_with_a_router_of_other_weights_is_refused(make_mixture,
     ChronoMoEPipeline(mixture).save_pretrained(tmp_path / "moe")
     with pytest.raises(InputError, match=r"are not those of its config.json: .* such as 'router\.network\."):
         load_model(tmp_path / "moe")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'ray[serve]'")
+def test_the_ray_example_binds_the_application():
+    assert load("ray_serve").forecasts("runs/demo/moe", replicas=1) is not None

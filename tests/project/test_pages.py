@@ -26,6 +26,7 @@ NOT_RUN = {
     "pip ": "changes the environment",
     "make ": "changes the environment",
     "torchrun ": "several processes have tests of their own",
+    "chronomoe serve ": "answers until it is stopped; tests/serving starts it",
     "chronomoe --": "an option of the whole command line, which has tests of its own",
     "chronomoe pretrain ": "draws a corpus and trains for hours",
     "chronomoe distil teacher ": "needs the teacher of the line above, which is not made",

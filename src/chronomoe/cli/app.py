@@ -18,6 +18,7 @@ from chronomoe.cli import options as opt
 from chronomoe.cli.export import export
 from chronomoe.cli.production import monitor, recalibrate
 from chronomoe.cli.recipes import plan, run
+from chronomoe.cli.serve import serve
 from chronomoe.cli.sparse import expand, upcycle
 from chronomoe.cli.tables import print_records
 from chronomoe.cli.threads import limit_threads
@@ -220,6 +221,7 @@ command()(expand)
 command()(export)
 command()(recalibrate)
 command()(monitor)
+command()(serve)
 
 
 @command()
