@@ -91,6 +91,7 @@ def furnished(small_recipes, tmp_path_factory):
     sales[~split].drop(columns="target").to_csv(folder / "future.csv", index=False)
     for name in ("traffic", "energy"):
         long_frame([f"{name}-1", f"{name}-2"], freq="h").to_csv(folder / f"{name}.csv", index=False)
+    long_frame(["new-1", "new-2"], freq="D").to_parquet(folder / "new.parquet", index=False)
     long_frame(["meter"], freq="h", target="kwh").to_csv(folder / "meters.csv", index=False)
     teacher = load_teacher("tiny")
     students = {

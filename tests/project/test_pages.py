@@ -27,6 +27,7 @@ NOT_RUN = {
     "make ": "changes the environment",
     "torchrun ": "several processes have tests of their own",
     "chronomoe serve ": "answers until it is stopped; tests/serving starts it",
+    "docker ": "there is none",
     "chronomoe --": "an option of the whole command line, which has tests of its own",
     "chronomoe pretrain ": "draws a corpus and trains for hours",
     "chronomoe distil teacher ": "needs the teacher of the line above, which is not made",
@@ -47,6 +48,7 @@ SMALLER = {
     r"(?m)^(\$ chronomoe compose .*)": r"\1 --windows 8",
     r"(?m)^(\$ chronomoe evaluate .*)": r"\1 --limit 2",
     r"(\$ chronomoe recalibrate)": r"\1 --limit 100",
+    r"(\$ chronomoe grow)": r"\1 --steps 1 --batch-size 2 --windows 8",
 }
 """Sizes that take minutes become such that take a second."""
 
