@@ -47,7 +47,7 @@ def write_report(folder: Path) -> Path:
     """Write ``report.html`` and ``report.md`` from the files of a run folder; return the path of the page.
 
     Only ``evaluation.jsonl`` is needed; a section whose file is missing is left out. Values come from the files alone:
-    nothing is forecast or timed here.
+    nothing is forecast or timed here. The model cards of the run's checkpoints get its results, cost and data.
     """
     folder = Path(folder)
     found = read_records(_read_lines(folder / "evaluation.jsonl"))
