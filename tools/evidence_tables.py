@@ -38,7 +38,8 @@ def page(found: Found, *, size: str, parts: Sequence[str]) -> str:
     for name in parts:
         lines += ["", f"## {TITLES[name]}", ""]
         if name in found:
-            lines += [*SECTIONS[name](found[name]), "", f"Took {found[name]['seconds'] / 60:.0f} minutes."]
+            code = f", with the code of `{found[name]['commit']}`" if found[name].get("commit") else ""
+            lines += [*SECTIONS[name](found[name]), "", f"Took {found[name]['seconds'] / 60:.0f} minutes{code}."]
         else:
             lines.append("Not measured here: it needs the public files (`DATA=`), or was not asked for.")
     machine = next((one["machine"] for one in found.values() if "machine" in one), None)

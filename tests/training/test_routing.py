@@ -12,7 +12,6 @@ from chronomoe.training.routing import (
     forecast_with_experts,
     mixture_quantile_loss,
     mixture_quantiles,
-    target_probability,
     train_router,
 )
 from conftest import EXPERTS
@@ -121,17 +120,11 @@ def test_expert_losses_are_mean_quantile_losses_over_observed_steps(make_mixture
             torch.testing.assert_close(losses[row, index], expected)
 
 
-def test_target_probabilities_by_hand():
-    prob = target_probability(torch.tensor([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0], [0.0, 0.0, 0.0]]), temperature=0.5)
-    expected = torch.tensor([-1.0, -2.0, -3.0]).softmax(dim=0)
-    torch.testing.assert_close(prob, torch.stack([expected, expected, torch.full((3,), 1 / 3)]))
-
-
 LEARNING = {
     "both": {"target_weight": 1.0},
     "targets alone": {"target_weight": 1.0, "mixture_weight": 0.0},
     "forecasts alone": {"target_weight": 0.0},
-    "chosen experts": {"target_weight": 1.0, "mixture": "top_k"},
+    "chosen experts": {"mixture": "top_k"},
     "gumbel": {"routing": {"gumbel": True}},
 }
 
@@ -164,8 +157,35 @@ def test_a_router_started_from_centroids_knows_the_domains_before_it_learns(pair
 def test_a_training_in_which_nothing_reaches_the_router_is_refused(pair, perfect):
     mixture = pair(routing={"top_k": 1})
     config = RouterTrainingConfig(mixture="top_k", target_weight=0.0)
-    with pytest.raises(InputError, match="at top_k 1 the chosen expert's gate is always 1.*set target_weight above 0"):
+    with pytest.raises(
+        InputError, match="at top_k 1 the chosen expert's gate is always 1.* need a target_weight above 0"
+    ):
         train_router(mixture, *perfect(mixture), config)
+    train, _ = perfect(mixture)
+    same = off_by(train, 0.0, 0.2)  # one expert is best on both domains
+    with pytest.raises(InputError, match="domains on which different experts are best; set mixture to 'all'"):
+        train_router(mixture, same, same, RouterTrainingConfig(mixture="top_k"))
+
+
+def test_labels_that_name_one_expert_for_all_are_left_out(pair, perfect):
+    states = []
+    for weight in (0.0, 1.0):
+        mixture = pair(routing={"top_k": 1})
+        train, _ = perfect(mixture)
+        data = off_by(train, 0.0, 0.2)
+        train_router(mixture, data, data, RouterTrainingConfig(epochs=3, target_weight=weight))
+        states.append(mixture.router.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_a_label_is_the_best_expert_of_a_domain_whatever_a_window_says(pair, perfect):
+    mixture = pair(routing={"top_k": 1})
+    train, validation = perfect(mixture)
+    flipped = torch.arange(len(train.domain)) % 3 == 0  # a third of the windows liked the other domain's expert
+    quantiles = torch.where(flipped[:, None, None, None], train.quantiles.flip(1), train.quantiles)
+    config = RouterTrainingConfig(epochs=30, batch_size=16, target_weight=1.0, mixture_weight=0.0)
+    train_router(mixture, train._replace(quantiles=quantiles), validation, config)
+    assert (choices(mixture, validation) == validation.domain).float().mean() > 0.95
 
 
 def test_the_same_seed_gives_the_same_router_and_leaves_the_global_generator_alone(pair, perfect):
@@ -216,7 +236,7 @@ def test_balancing_raises_the_entropy_of_the_load(pair, perfect, balance):
             mixture.router.network[-1].bias[0] += 10  # at first, all windows go to the first expert
         train, _ = perfect(mixture)
         first, second = off_by(train, 0.0, 0.2), off_by(train, 0.2, 0.0)  # what is best in training is not later
-        train_router(mixture, first, second, RouterTrainingConfig(epochs=20, target_temperature=1.0, patience=20))
+        train_router(mixture, first, second, RouterTrainingConfig(epochs=20, patience=20))
         used = (mixture_quantiles(mixture, first) - first.target[:, None]).abs().mean(dim=(1, 2)) > 0.1
         share = torch.stack([used.float().mean(), 1 - used.float().mean()])
         return torch.special.entr(share).sum()
@@ -250,7 +270,6 @@ def test_domains_count_alike_in_the_loss_of_a_mixture(pair, perfect):
     [
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"mixture": "some"}, "mixture must be 'all' or 'top_k', got 'some'"),
-        ({"target_temperature": 0.0}, "target_temperature must be above 0, got 0.0"),
         ({"learning_rate": float("nan")}, "learning_rate must be a finite number, got nan"),
         ({"noise": -0.1}, "noise must be at least 0, got -0.1"),
         ({"seed": -1}, "seed must be at least 0, got -1"),

@@ -153,7 +153,8 @@ def test_a_router_is_trained_on_data_of_any_form(pipeline, student, values):
     assert changed <= {"router", "balance_bias"}
 
 
-def test_the_windows_a_router_stops_by_are_not_drawn_for_training(pipeline, student, values, monkeypatch):
+def test_the_windows_a_router_stops_by_are_not_drawn_for_training(pipeline, student, monkeypatch):
+    values = np.arange(6 * 120, dtype=np.float32).reshape(6, 120)  # no value twice
     drawn = training_windows(list(values), SHAPE, size=200, leave_last=True)
     last = set(values[:, -SHAPE.horizon :].ravel().tolist())
     assert not any(last & set(drawn[place].target.ravel().tolist()) for place in range(200))

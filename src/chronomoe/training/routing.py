@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
 from chronomoe.data.fit_inputs import are_windows, training_windows, validation_windows, windows_for
@@ -59,10 +60,9 @@ class RouterTrainingConfig:
     """AdamW's."""
     noise: float = Field(0.1, ge=0)
     """Standard deviation of the noise added to standardised features: augmentation against overfitting."""
-    target_weight: float = Field(0.0, ge=0)
-    """Weight of the cross-entropy to each window's best experts; one window's losses are noisy labels, see LOG.md."""
-    target_temperature: float = Field(0.05, gt=0)
-    """Relative loss gap at which an expert's target probability falls by a factor of e; small is close to one-hot."""
+    target_weight: float = Field(0.03, ge=0)
+    """Weight of the cross-entropy to the expert that is best on the whole domain of a window: one window's own losses
+    are noisy labels. Left out where one expert is best on all domains."""
     mixture_weight: float = Field(1.0, ge=0)
     """Weight of the forecast loss of the mixture."""
     mixture: Literal["all", "top_k"] = "all"
@@ -185,12 +185,6 @@ def expert_losses(forecasts: ExpertForecasts, levels: Float[Tensor, " quantile"]
     return torch.stack(losses, dim=1)
 
 
-def target_probability(losses: Float[Tensor, "row expert"], *, temperature: float) -> Float[Tensor, "row expert"]:
-    """How probable the router should find each expert: a softmax over relative losses, lowest first."""
-    relative = losses / losses.mean(dim=1, keepdim=True).clamp(min=1e-6)
-    return (-relative / temperature).softmax(dim=1)
-
-
 def _group_mean(values: Float[Tensor, "row expert"], group: Int[Tensor, " row"]) -> Float[Tensor, "group expert"]:
     return pool_groups(values, group=group, observed=torch.ones_like(group, dtype=torch.bool))
 
@@ -203,7 +197,7 @@ def train_router(
 ) -> dict[str, list[float | int]]:
     """Train the router of a mixture whose experts stay as they are; seconds, since no expert runs.
 
-    The loss has two parts: cross-entropy to probabilities made of each expert's own loss, which also teaches at
+    The loss has two parts: cross-entropy to the expert that is best on a window's domain, which also teaches at
     ``top_k=1``, and the quantile loss of the averaged forecast. Stops early on the validation loss of the mixture as
     it will be used, and keeps the best weights seen, an untrained router's included.
 
@@ -215,19 +209,20 @@ def train_router(
     Raises:
         InputError: the settings let nothing reach the router.
     """
-    if mixture.top_k == 1 and config.mixture == "top_k" and config.target_weight == 0:
-        raise InputError(
-            "at top_k 1 the chosen expert's gate is always 1, so that its forecast teaches the router nothing; "
-            "set target_weight above 0, or mixture to 'all'"
-        )
     router, generator = mixture.router, torch.Generator().manual_seed(config.seed)
     train, validation = train.to(mixture.device), validation.to(mixture.device)
     levels = torch.tensor(mixture.chronos_config.quantiles, device=mixture.device)
     router.standardize_on(train.features)
     losses = _group_mean(expert_losses(train, levels), train.group)
-    wanted = target_probability(losses, temperature=config.target_temperature)
+    wanted = _best_of_domain(losses, train)
     if config.init == "centroids":
-        router.start_from_centroids(train.features, _best_of_domain(losses, train)[train.member])
+        router.start_from_centroids(train.features, wanted[train.member])
+    target_weight = config.target_weight if len(wanted.unique()) > 1 else 0.0
+    if not target_weight and (not config.mixture_weight or (mixture.top_k == 1 and config.mixture == "top_k")):
+        raise InputError(
+            "nothing would teach the router: at top_k 1 the chosen expert's gate is always 1, and labels need a "
+            "target_weight above 0 and domains on which different experts are best; set mixture to 'all'"
+        )
     optimizer = torch.optim.AdamW(router.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     steps = math.ceil(len(wanted) / config.batch_size) * config.epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -241,7 +236,9 @@ def train_router(
             router.train()
             order = torch.randperm(len(wanted), generator=generator).to(wanted.device)
             for chosen in order.split(config.batch_size):
-                loss = _router_loss(mixture, _pick(train, chosen), wanted[chosen], levels, config, generator)
+                loss = _router_loss(
+                    mixture, _pick(train, chosen), wanted[chosen], target_weight, levels, config, generator
+                )
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -288,7 +285,8 @@ def _pick(data: ExpertForecasts, groups: Int[Tensor, " group"]) -> ExpertForecas
 def _router_loss(
     mixture: DistilledMoE,
     data: ExpertForecasts,
-    wanted: Float[Tensor, "group expert"],
+    wanted: Int[Tensor, " group"],
+    target_weight: float,
     levels: Tensor,
     config: RouterTrainingConfig,
     generator: torch.Generator,
@@ -297,8 +295,8 @@ def _router_loss(
     score = _scores(mixture, data, drawn * config.noise * mixture.router.spread)
     routing = mixture.choose(score, training=True, generator=generator)
     loss = score.new_zeros(())
-    if config.target_weight:
-        loss = loss - config.target_weight * (wanted * score.log_softmax(dim=1)).sum(dim=1).mean()
+    if target_weight:
+        loss = loss + target_weight * cross_entropy(score, wanted)
     if config.mixture_weight:
         weight = routing.gates() if config.mixture == "top_k" else routing.prob
         forecast = torch.einsum("re,reqh->rqh", weight[data.group], data.quantiles.float())
