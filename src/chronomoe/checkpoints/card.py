@@ -41,9 +41,9 @@ forecast = pipeline.predict_df(frame, prediction_length=24)  # columns item_id, 
 
 ## Limits
 
-It is best on series like those that it learned from: compare it with its teacher before you use it on others. It
-forecasts from numbers alone and knows nothing of events that no covariate tells. Bands are right on average, not for
-each series. The weights are under Apache-2.0; the series that they were learned from stay under their owners' terms.
+It is best on series like those that it learned from: compare before you use it on others. It forecasts from numbers
+alone and knows nothing of events that no covariate tells. Bands are right on average, not for each series. The weights
+are under Apache-2.0; the series that they were learned from stay under their owners' terms.
 """
 
 

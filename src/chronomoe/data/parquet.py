@@ -43,7 +43,7 @@ def layout_of_files(files: Sequence[Path]) -> Literal["lists", "long", None]:
 
 def _opened(file: Path) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(file, pre_buffer=False)  # which keeps all that was read until the file is closed
     except (OSError, pa.ArrowInvalid) as error:
         raise InputError(f"{str(file)!r} cannot be read as .parquet: {one_line(error)}") from None
 
@@ -90,13 +90,12 @@ def scattered(files: Sequence[Path]) -> str | None:
     if layout_of_files(files) != "long":
         return None
     hashes = np.concatenate([np.empty(0, np.uint64), *map(pd.util.hash_array, _items(files))])
+    ordered = np.sort(hashes)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return None
     order = np.argsort(hashes, kind="stable")
-    again = order[1:][hashes[order[1:]] == hashes[order[:-1]]]
-    return (
-        str(next(itertools.islice(itertools.chain.from_iterable(_items(files)), again.min(), None)))
-        if len(again)
-        else None
-    )
+    again = order[1:][ordered[1:] == ordered[:-1]].min()
+    return str(next(itertools.islice(itertools.chain.from_iterable(_items(files)), again, None)))
 
 
 def batches(files: Sequence[Path], wish: Wish) -> Iterator[pa.Table]:

@@ -364,7 +364,8 @@ def build_mixture(
 
     Examples:
         >>> student = create_student_model(load_teacher("tiny"), "slim")
-        >>> build_mixture({"load": student, "sales": student}, num_experts_per_tok=1).top_k
+        >>> mixture = build_mixture({"load": student, "sales": student}, num_experts_per_tok=1)
+        >>> mixture.top_k
         1
     """
     named = experts if isinstance(experts, Mapping) else {f"expert-{place}": one for place, one in enumerate(experts)}
