@@ -220,6 +220,12 @@ def test_a_seed_that_no_generator_takes_is_refused(refused, teacher_folder, seri
     assert message in refused("compose", *experts, *words)
 
 
+def test_a_type_that_nothing_is_trained_in_is_refused(refused, teacher_folder, series_files, tmp_path):
+    words = [series_files["power"], "--horizon", 16, "--context-length", 64, "--out", tmp_path / "x"]
+    message = "dtype must be one of auto, float32, bfloat16, got 'int8'"
+    assert message in refused("distil", teacher_folder, *words, "--dtype", "int8")
+
+
 def test_series_without_values_are_left_out_with_one_line(make_frame, teacher_folder, tmp_path):
     frame = make_frame(2, 60)
     frame.loc[frame["item_id"] == "s1", "target"] = np.nan

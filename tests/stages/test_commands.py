@@ -12,6 +12,7 @@ from rich.console import Console
 from chronomoe import ChronoMoEPipeline, DistilledMoE, InputError, RoutingConfig, StudentConfig
 from chronomoe.data.domains import load_domain
 from chronomoe.data.windows import WindowConfig
+from chronomoe.models.precision import has_bfloat16_units
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.insertion import MoEEnhancedChronos2
 from chronomoe.models.sparse.upcycling import Chronos2MoEModel
@@ -68,6 +69,15 @@ def test_a_distilled_student_loads_in_the_stock_pipeline_and_nothing_else_is_lef
 def test_distilling_again_gives_the_same_bits(students, teacher_folder, domains, tmp_path):
     again = distil(teacher_folder, domains["power"], tmp_path / "again")
     assert (again / "model.safetensors").read_bytes() == (students["power"] / "model.safetensors").read_bytes()
+
+
+def test_a_student_is_distilled_in_the_type_that_is_asked_for(teacher_folder, domains, tmp_path):
+    bits = {}
+    for precision in ("float32", "bfloat16", "auto"):
+        made = distil(teacher_folder, domains["power"], tmp_path / precision, precision=precision)
+        bits[precision] = (made / "model.safetensors").read_bytes()
+    assert bits["float32"] != bits["bfloat16"]
+    assert bits["auto"] == bits["bfloat16" if has_bfloat16_units(torch.device("cpu")) else "float32"]
 
 
 def test_distilling_continues_after_an_interruption(students, teacher_folder, domains, tmp_path, monkeypatch):

@@ -135,6 +135,7 @@ def distil(
     target: opt.Target = None,
     known_covariate: opt.Known = None,
     freq: opt.Freq = None,
+    precision: opt.Precision = "auto",
     device: opt.Device = "auto",
     seed: opt.Seed = 0,
 ) -> None:
@@ -162,6 +163,7 @@ def distil(
         windows=opt.read_windows(context_length, horizon),
         student=student,
         training=training,
+        precision=precision,  # type: ignore[arg-type]  # distil_domain checks it
         device=device,
     )
     print(f"saved {path}")

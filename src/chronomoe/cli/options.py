@@ -66,6 +66,14 @@ Dtype = Annotated[
         "changes the error of forecasts by less than 0.1 %."
     ),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="Label and train in float32, bfloat16, or auto: bfloat16 where the processor has units for it. Repeated "
+        "on one machine, auto gives the same bits.",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Seeds everything random; the same seed gives the same bits.")]
 
 

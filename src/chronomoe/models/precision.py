@@ -2,10 +2,11 @@
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
+from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.folded import computing_in
 from chronomoe.models.mixture.mixture import DistilledMoE
@@ -57,10 +58,14 @@ def settled(wanted: Precision, model: Model) -> torch.dtype:
     """Return the type that a name stands for: with ``auto``, bfloat16 where the model's processor has units for it.
 
     No trial by a clock, whose answer may be another one tomorrow: a run that is repeated must end with the same bits.
+
+    Raises:
+        InputError: the name is none of these.
     """
-    if wanted == "auto":
-        return torch.bfloat16 if has_bfloat16_units(model.device) else torch.float32
-    return torch.bfloat16 if wanted == "bfloat16" else torch.float32
+    if wanted not in (names := get_args(Precision)):
+        raise InputError(f"dtype must be one of {', '.join(names)}, got {wanted!r}")
+    narrow = wanted == "bfloat16" or (wanted == "auto" and has_bfloat16_units(model.device))
+    return torch.bfloat16 if narrow else torch.float32
 
 
 def has_bfloat16_units(device: torch.device) -> bool:

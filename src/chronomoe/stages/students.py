@@ -17,6 +17,7 @@ from chronomoe.data.domains import Domain
 from chronomoe.data.soft_targets import revision
 from chronomoe.data.windows import Window, WindowConfig
 from chronomoe.models.chronos2 import ExactChronos2Model
+from chronomoe.models.precision import Precision, settled
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
 from chronomoe.stages.processes import choose_device, first_process
@@ -151,6 +152,7 @@ def distil_domain(
     student: str | StudentConfig,
     training: DistilConfig,
     pool: int = 8192,
+    precision: Precision = "auto",
     device: str = "auto",
     console: Console | None = None,
 ) -> Path:
@@ -164,6 +166,7 @@ def distil_domain(
         student: a preset or a size.
         training: steps, rates and losses.
         pool: training windows that soft targets are computed for.
+        precision: what the teacher labels in and the student trains in, whatever ``training`` says of bf16.
         device: see ``choose_device``.
         console: for progress.
     """
@@ -171,11 +174,12 @@ def distil_domain(
     model = load_teacher(teacher).to(choose_device(device))
     check_windows(windows, model)
     size = student if isinstance(student, StudentConfig) else StudentConfig.preset(student, model)
+    training = replace(training, bf16=settled(precision, model) == torch.bfloat16)
     count = min(pool, training.steps * training.batch_size)
     material = Material.of([domain], windows, size=count, seed=training.seed, facts={})
     report_skipped(console, material.windows.skipped)
     with folder_for(out, console=console) as work:
-        store = label(work, "soft-targets", model, material)
+        store = label(work, "soft-targets", model, material, precision=precision)
         made = distil_student(work, "student", model, material, store, training, size=size, seed=training.seed)
         work.publish(made / "model", out)
     return out
