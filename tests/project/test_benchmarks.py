@@ -41,6 +41,9 @@ SMALL = {
         *("--layers", "1", "--repeats", "1"),
     ],
     "serve": ["--layers", "1", "--seconds", "0.3", "--restarts", "1", "--clients", "2"],
+    "low_rank": [
+        *("--experts", "2", "--timed", "2", "--rank", "1", "--layers", "1", "--batch-sizes", "2", "--repeats", "1"),
+    ],
 }
 
 

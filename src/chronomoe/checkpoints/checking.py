@@ -80,13 +80,14 @@ class ModelFields:
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore", strict=True))
 class CheckpointFields:
-    """How a whole checkpoint is read; ``base_...`` belong to a ``MoEEnhancedChronos2``."""
+    """How a whole checkpoint is read; ``base_...`` belong to a ``MoEEnhancedChronos2``, ``low_rank`` to a mixture."""
 
     model_type: str = ""
     dtype: DtypeName | None = None
     torch_dtype: DtypeName | None = None
     base_dtype: DtypeName = "float32"
     base_sha256: str | None = None
+    low_rank: Count | None = None
 
 
 def check_checkpoint(
@@ -105,7 +106,7 @@ def check_checkpoint(
         InputError: it is of a newer format, a value is not accepted, or the weights are others or cut short.
     """
     _check_format(values, name=name)
-    _parse(values, CheckpointFields, name=name)
+    whole = _parse(values, CheckpointFields, name=name)
     cores = values.get("experts") if kind is DistilledMoE else [values]
     if not isinstance(cores, list) or not all(isinstance(core, dict) for core in cores):
         raise InputError(
@@ -114,7 +115,7 @@ def check_checkpoint(
     shapes = read_shapes(weight_files(name, hub_options, variant=variant))
     fields = [_parse(core, ModelFields, name=name) for core in cores]
     elements = max((torch.Size(shape).numel() for shape in shapes.values()), default=0)
-    layers = sum(core.num_layers for core in fields)
+    layers = sum(core.num_layers for core in (fields if whole.low_rank is None else fields[:1]))
     widest = max((max(core.d_model, core.d_ff, core.num_heads * core.d_kv) for core in fields), default=0)
     if layers > len(shapes) or widest > elements:
         raise InputError(

@@ -16,7 +16,7 @@ from typer.core import TyperCommand
 from chronomoe import __version__
 from chronomoe.cli import options as opt
 from chronomoe.cli.export import export
-from chronomoe.cli.production import monitor, recalibrate
+from chronomoe.cli.production import compress, grow, monitor, recalibrate
 from chronomoe.cli.recipes import plan, run
 from chronomoe.cli.serve import serve
 from chronomoe.cli.sparse import expand, upcycle
@@ -221,6 +221,8 @@ def compose(
 command()(upcycle)
 command()(expand)
 command()(export)
+command()(grow)
+command()(compress)
 command()(recalibrate)
 command()(monitor)
 command()(serve)

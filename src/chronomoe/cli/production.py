@@ -104,3 +104,88 @@ def monitor(
         ]  # JSON has no NaN
         write_atomically(out, "".join(json.dumps(row) + "\n" for row in rows))
         print(f"saved {out}")
+
+
+def grow(
+    model: opt.Model,
+    domain: Annotated[str, typer.Argument(help="Series of the new domain. " + opt.DATA_HELP)],
+    name: Annotated[str, typer.Option(help="Of the new expert.")],
+    data: Annotated[
+        list[str], typer.Option(help="Series of the domains that the mixture has; repeat it. " + opt.DATA_HELP)
+    ],
+    out: opt.Out,
+    teacher: Annotated[
+        str | None, typer.Option(help="Learn from its forecasts too; by default from what happened alone.")
+    ] = None,
+    from_teacher: Annotated[
+        bool, typer.Option("--from-teacher", help="Cut the expert from the teacher instead of branching.")
+    ] = False,
+    horizon: opt.Horizon = 48,
+    context_length: opt.ContextLength = 512,
+    steps: Annotated[int, typer.Option(help="Training steps of the expert.")] = 200,
+    batch_size: opt.BatchSize = 64,
+    learning_rate: opt.LearningRate = 1e-3,
+    soft_weight: opt.SoftWeight = 0.1,
+    windows: Annotated[int, typer.Option(help="Windows that the router learns from.")] = 4096,
+    target: opt.Target = None,
+    known_covariate: opt.Known = None,
+    freq: opt.Freq = None,
+    device: opt.Device = "auto",
+    seed: opt.Seed = 0,
+) -> None:
+    """Add an expert for a new domain to a mixture, and train the router anew.
+
+    The expert branches from the one that forecasts the new domain best. The
+    others stay as they are, to the bit. After an interruption the same command
+    continues.
+
+    Example: chronomoe grow moe demo:web --name web --data demo:traffic --data demo:weather --teacher tiny --out grown
+
+    Common errors: a name that an expert has, a teacher other than the mixture's,
+    and no --data: without the other domains, the router cannot learn which
+    series the new expert is not for.
+    """
+    from chronomoe.stages.adding import grow_mixture
+    from chronomoe.training.arguments import DistilConfig
+    from chronomoe.training.losses import LossConfig
+    from chronomoe.training.routing import RouterTrainingConfig
+
+    path = grow_mixture(
+        model,
+        opt.read_domain(domain, target, known_covariate, freq=freq),
+        [opt.read_domain(one, target, known_covariate, freq=freq) for one in data],
+        out,
+        name=name,
+        teacher=teacher,
+        from_teacher=from_teacher,
+        windows=opt.read_windows(context_length, horizon),
+        training=opt.pick(DistilConfig, locals(), loss=LossConfig(soft_weight=soft_weight)),
+        router=RouterTrainingConfig(seed=seed),
+        router_windows=windows,
+        device=device,
+    )
+    print(f"saved {path}")
+
+
+def compress(
+    model: opt.Model,
+    out: opt.Out,
+    rank: Annotated[
+        int, typer.Option(help="Of an expert's change of each matrix: more is closer to the mixture, and larger.")
+    ] = 16,
+) -> None:
+    """Keep the experts of a mixture as low-rank changes of one model.
+
+    That model is the expert called generalist, or the mean of all. Nothing is
+    trained: each change is cut to its largest singular values and kept as int8.
+    For mixtures of many experts that branched from one student.
+
+    Example: chronomoe compress moe --rank 16 --out compressed
+
+    Common error: experts of different sizes.
+    """
+    from chronomoe.stages.adding import compress_checkpoint
+
+    made = compress_checkpoint(model, out, rank=rank)
+    size = sum(value.nbytes for value in made.state_dict().values())
+    print(f"saved {out}: {len(made.experts)} experts of rank {rank}, {size / 1e6:.1f} MB")

@@ -18,6 +18,7 @@ from chronomoe.export.form import Read, ReadForm, known_ahead
 from chronomoe.export.graph import build_graph
 from chronomoe.export.narrowing import to_int8
 from chronomoe.models.chronos2 import ExactChronos2Model
+from chronomoe.models.mixture.compression import with_whole_experts
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.sparse.upcycling import SparseChronos2Model
 
@@ -45,7 +46,7 @@ def export_model(model: PreTrainedModel, folder: str | Path, *, calibration: Seq
             f"only students and mixtures of them are exported, got a {type(model).__name__}: routing token by token "
             "has no form in one graph that skips work; distil a dense student"
         )
-    model = model.eval()
+    model = (with_whole_experts(model) if isinstance(model, DistilledMoE) else model).eval()
     if calibration is None:
         graph = build_graph(model)
     else:

@@ -25,6 +25,11 @@ def check_trainable(model: Any) -> None:
     """Refuse to fine-tune what was exported, and what has bands that were calibrated on its present weights."""
     if not isinstance(model, nn.Module):
         raise InputError("an exported model only forecasts; fine-tune the checkpoint it was made of, and export that")
+    if getattr(model.config, "low_rank", None) is not None:
+        raise InputError(
+            "low-rank experts only forecast; fine-tune the mixture that was compressed and compress the result, or "
+            "add an expert with chronomoe grow"
+        )
     if getattr(model, "bands", None) is not None:
         raise InputError(
             "the bands of this model were recalibrated, which would not fit the new weights; fine-tune the checkpoint "

@@ -23,11 +23,11 @@ from chronomoe.models.chronos2 import (
     ForecastOutput,
     cast_parameters,
     unscale,
-    use_exact_group_attention,
 )
 from chronomoe.models.configuration import configuration, parse
 from chronomoe.models.mixture.cores import check_same_task, core_fields
 from chronomoe.models.mixture.features import pool_tokens, series_features
+from chronomoe.models.mixture.low_rank import make_experts
 from chronomoe.models.mixture.router import RouterConfig, Routing, RoutingConfig, TimeSeriesRouter, choose, pool_groups
 from chronomoe.models.provenance import warn_of_mixed
 from chronomoe.models.scaling import loc_and_scale
@@ -60,9 +60,11 @@ class DistilledMoEConfig(PretrainedConfig):
         experts: list[dict[str, Any]] | None = None,
         expert_names: list[str] | None = None,
         moe: dict[str, Any] | None = None,
+        low_rank: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.experts = experts or []
+        self.low_rank = low_rank
         self.expert_names = expert_names or []
         self.moe = moe or asdict(MixtureConfig())
         if self.experts and "feature_length" not in self.moe["router"]:  # written by a version without this field
@@ -109,7 +111,7 @@ class DistilledMoE(PreTrainedModel):
             raise InputError(
                 f"top_k must be from 1 to {len(cores)}, the number of experts, got {self.moe.routing.top_k}"
             )
-        self.experts = nn.ModuleList(use_exact_group_attention(Chronos2Model(core)) for core in cores)  # type: ignore[assignment]
+        self.experts = make_experts(cores, rank=config.low_rank)  # type: ignore[assignment]
         self.chronos_config: Chronos2ForecastingConfig = self.experts[0].chronos_config
         self.num_quantiles = len(self.chronos_config.quantiles)
         self.instance_norm: InstanceNorm = self.experts[0].instance_norm
