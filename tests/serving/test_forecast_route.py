@@ -78,7 +78,7 @@ def series(make_context):
 @pytest.mark.filterwarnings("ignore:We recommend keeping prediction length")
 @pytest.mark.parametrize("model", ["moe", "dense"])
 def test_forecasts_are_those_of_the_pipeline_whoever_shares_the_batch(client, pipelines, series, model):
-    asked = [(values, horizon) for values in series for horizon in HORIZONS] * 2
+    asked = [(values, horizon) for values in series for horizon in HORIZONS]
 
     def ask(pair):
         values, horizon = pair
@@ -233,12 +233,16 @@ def test_a_request_that_takes_too_long_is_given_up(pipelines, series):
 
 
 def test_more_than_the_queue_holds_is_refused_with_a_time_to_try_again(pipelines):
+    body = broken()
+    body["inputs"] += one_series([1.0, 2.0], name="b")["inputs"]
     with running(create_app(pipelines, ServingConfig(queue=2))) as asking:
-        body = broken()
-        body["inputs"] = [one_series([1.0, 2.0], name=str(name))["inputs"][0] for name in range(3)]
-        reply = asking.forecast(body)
-        assert reply.status == 429
-        assert int(reply.headers["retry-after"]) >= 1
+        with ThreadPoolExecutor(16) as pool:
+            replies = list(pool.map(asking.forecast, [body] * 32))
+        body["inputs"] += one_series([1.0, 2.0], name="c")["inputs"]
+        never = asking.forecast(body)
+    assert {reply.status for reply in replies} == {200, 429}
+    assert all(int(reply.headers["retry-after"]) >= 1 for reply in replies if reply.status == 429)
+    assert "a request may have at most 2 rows here, got 3" in never.json["error"]["message"]
 
 
 def test_health_models_metrics_and_openapi(client):

@@ -67,12 +67,14 @@ class Service:
                 question = await self._read(request.headers.get("content-type", ""), body)
                 model = self.find(question.model).name
                 found, usage = await self._ask(question)
-            self.answered += 1
-            status = 200
             accept = request.headers.get("accept", "*/*")
             if ARROW in accept or (JSON not in accept and request.headers["content-type"].startswith(ARROW)):
-                return Response(arrow.write(question, found), media_type=ARROW)
-            return Response(answers.as_json(question, found, **usage), media_type=JSON)
+                response = Response(arrow.write(question, found), media_type=ARROW)
+            else:
+                response = Response(answers.as_json(question, found, **usage), media_type=JSON)
+            self.answered += 1
+            status = 200
+            return response
         except TimeoutError:
             status = 504
             raise HTTPException(
@@ -125,6 +127,9 @@ class Service:
             Job(model.key(task), len(task.context), (model.name, task), mark, loop.create_future())
             for task in question.tasks(self.config)
         ]
+        rows = sum(job.rows for job in jobs)
+        if rows > self.config.queue:
+            raise InputError(f"a request may have at most {self.config.queue} rows here, got {rows}; send less at once")
         self.batcher.submit(jobs)
         self.metrics.queue.set(self.batcher.rows)
         self.accepted += 1
