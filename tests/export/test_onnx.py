@@ -152,6 +152,16 @@ def test_a_graph_stays_on_the_cpu_beside_a_gpu_nobody_asked_it_to_use(exported, 
         predict_file(exported[2], tmp_path / "past.parquet", horizon=20, out=tmp_path / "cuda.parquet", device="cuda")
 
 
+def test_a_server_leaves_a_graph_on_the_cpu_too(exported, monkeypatch):
+    pytest.importorskip("fastapi", reason="needs the extra serve")
+    from chronomoe.serving.server import make_app
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    plan = {"models": {"fast": str(exported[2])}, "config": {}, "threads": None, "device": "auto", "dtype": "float32"}
+    assert list(make_app(plan).state.service.models.models) == ["fast"]
+
+
 def test_weights_beyond_two_gigabytes_lie_beside_the_graph(exported, make_context, tmp_path, monkeypatch):
     pipeline, loaded, folder = exported
     whole, check = onnx.load(folder / "model.onnx"), onnx.checker.check_model

@@ -27,7 +27,7 @@ from chronomoe.pipeline import ChronoMoEPipeline
 from chronomoe.serving.app import create_app
 from chronomoe.serving.config import ServingConfig
 from chronomoe.serving.metrics import FOLDER
-from chronomoe.stages.processes import choose_device
+from chronomoe.stages.processes import choose_device, place_model
 
 PLAN = "CHRONOMOE_SERVE"
 """Hands what is served to worker processes."""
@@ -63,6 +63,7 @@ def serve(
     Raises:
         InputError: a checkpoint or an option is refused, or the port is taken.
     """
+    choose_device(device)  # refuse one that is not there before anything is loaded
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}")
     for checkpoint in models.values():
@@ -72,7 +73,7 @@ def serve(
         "models": dict(models),
         "config": asdict(config),
         "threads": threads,
-        "device": str(choose_device(device)),
+        "device": device,
         "dtype": dtype,
     }
     try:
@@ -107,7 +108,7 @@ def make_app(plan: Mapping[str, Any] | None = None) -> FastAPI:
     pipelines = {}
     for name, checkpoint in plan["models"].items():
         pipelines[name] = pipeline = ChronoMoEPipeline.from_pretrained(checkpoint, dtype=plan["dtype"])
-        pipeline.model.to(torch.device(plan["device"]))
+        place_model(pipeline.model, plan["device"])
         pipeline.predict([np.arange(64, dtype=np.float32) % 7])
     config = ServingConfig(**plan["config"])
     app = create_app(pipelines, config)
