@@ -23,7 +23,7 @@ def put_everywhere(lines: Sequence[str], marks: Marks, *, source: str) -> None:
     """Write the figures of both READMEs, and those of the page of figures below the words that say what made them."""
     put(README, lines, marks)
     put(README_ZH, chinese(lines), marks)
-    put(FIGURES, [source, "", *lines], marks)
+    put(FIGURES, [source, "", *(line.replace("](docs/", "](") for line in lines)], marks)  # it stands in docs/
 
 
 def source(command: str, place: str, *, on: str | None = None, code: str | None = None) -> str:

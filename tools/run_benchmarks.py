@@ -111,7 +111,7 @@ def summary(answer: dict[str, Any], router: dict[str, Any] | None) -> list[str]:
     ]
     columns = [f"{name} {kind}" for name in ("upstream", "mixture") for kind in TYPES]
     for rows, times in answer["milliseconds"].items():
-        cells = " | ".join(f"{times[name]:,.4g}" if name in times else "-" for name in columns)
+        cells = " | ".join(_digits(times[name]) if name in times else "-" for name in columns)
         gains = [times["upstream float32"] / times[name] for name in columns[2:] if name in times]
         gain = " / ".join(f"**{value:.1f}**" for value in gains)
         lines.append(f"| {rows} | {answer['mean_experts'][rows]} | {cells} | {gain} |")
@@ -122,6 +122,11 @@ def summary(answer: dict[str, Any], router: dict[str, Any] | None) -> list[str]:
             f"{router['epochs']} epochs: {router['seconds']:.0f} s.",
         ]
     return lines
+
+
+def _digits(value: float) -> str:
+    """Write a time with four digits, and whole milliseconds from a second on."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def main() -> None:

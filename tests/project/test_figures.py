@@ -40,7 +40,7 @@ def test_every_number_of_the_readme_is_on_the_page_of_figures():
 def test_the_page_says_what_made_the_tables_of_the_readme(marks):
     source, empty, *lines = block(PAGE, marks)
     assert re.fullmatch(r"`make \w+.*` · .+ · \d{4}-\d\d-\d\d · commit \w{7,}", source)
-    assert (empty, lines) == ("", block(README, marks))
+    assert (empty, lines) == ("", [line.replace("](docs/", "](") for line in block(README, marks)])
 
 
 def test_the_chinese_readme_has_the_same_table_of_accuracy(monkeypatch):
