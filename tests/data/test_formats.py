@@ -222,6 +222,13 @@ def test_part_files_of_other_columns_are_refused(frame, tmp_path, layout, cached
         read_series(tmp_path, cache_dir=tmp_path / "cache") if cached else list(stream_series(tmp_path))
 
 
+def test_json_lines_of_nothing_but_empty_series_are_refused(tmp_path):
+    rows = [{"start": "2024-01-01", "freq": "1D", "target": []} for _ in range(2)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(InputError, match="all 2 hold only missing values"):
+        read_series(tmp_path / "data.jsonl")
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_part_files_of_other_columns_are_refused_where_they_are_read_whole(frame, tmp_path, suffix):
     for number, part in enumerate((frame.iloc[:9], frame.iloc[9:].drop(columns="price"))):

@@ -102,10 +102,11 @@ class Intake:
                 check_finite(name, values, rows)
                 if name in variates:
                     observed |= ~np.isnan(values)
-        lengths = np.diff(rows.bounds)
+        lengths, times = np.diff(rows.bounds), rows.timestamps.to_numpy()
+        empty = np.full(len(item_ids), np.datetime64("NaT"), dtype=times.dtype)
         facts = Facts(
             item_ids=np.array(item_ids, dtype=object),
-            starts=rows.timestamps.to_numpy()[np.minimum(rows.bounds[:-1], max(0, len(rows.timestamps) - 1))],
+            starts=times[np.minimum(rows.bounds[:-1], len(times) - 1)] if len(times) else empty,
             lengths=lengths,
             part=np.full(len(item_ids), part),
             row=first + np.arange(len(item_ids)),
