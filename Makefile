@@ -66,7 +66,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# On cores that do nothing else, in under 15 minutes; docs/speed.md has the table.
+# On cores that do nothing else, in about half an hour; docs/speed.md has the table.
 bench: $(STAMP)
 	$(BIN)/python tools/run_benchmarks.py
 
