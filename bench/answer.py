@@ -4,6 +4,7 @@ Times are of the wall clock, for cores that nothing else uses. ``BENCH_CLOCK=cpu
 other work on the machine disturbs less; it says nothing about threads.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -89,6 +90,19 @@ def machine() -> dict[str, object]:
         "cores": os.cpu_count(),
         "flags": [name for name in FEATURES if name in flags],
     }
+
+
+def batch_options(question: str | None, *, batch_sizes: list[int]) -> argparse.Namespace:
+    """Read the options of a benchmark that forecasts batches with a mixture of a preset."""
+    parser = argparse.ArgumentParser(description=question)
+    parser.add_argument("--context-length", type=int, default=512)
+    parser.add_argument("--horizon", type=int, default=96)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=batch_sizes)
+    parser.add_argument("--num-experts", type=int, default=4)
+    parser.add_argument("--preset", default="slim")
+    parser.add_argument("--layers", type=int, default=12, help="of the teacher; 12 is the full size")
+    parser.add_argument("--repeats", type=int, help="turns of each batch instead of those that suit its size")
+    return parser.parse_args()
 
 
 def full_size(**sizes: int) -> Chronos2Model:

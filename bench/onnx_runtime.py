@@ -5,12 +5,11 @@ bf16 forecast the same rows in turns, on as many threads. int8 is calibrated on 
 the spread of the forecasts; with random weights those of int8 say nothing of trained ones.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import torch
-from answer import answer, forecast, full_size, in_turns, medians, mixture_of, ratio
+from answer import answer, batch_options, forecast, full_size, in_turns, medians, mixture_of, ratio
 
 from chronomoe.evaluation.cost import varied_context
 from chronomoe.export.folder import export_model
@@ -22,15 +21,7 @@ TURNS = {1: 20, 64: 4}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--context-length", type=int, default=512)
-    parser.add_argument("--horizon", type=int, default=96)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64])
-    parser.add_argument("--num-experts", type=int, default=4)
-    parser.add_argument("--preset", default="slim")
-    parser.add_argument("--layers", type=int, default=12, help="of the teacher; 12 is the full size")
-    parser.add_argument("--repeats", type=int, help="turns of each batch instead of those that suit its size")
-    options = parser.parse_args()
+    options = batch_options(__doc__, batch_sizes=[1, 64])
     teacher = full_size(num_layers=options.layers)
     mixture = mixture_of(teacher, preset=options.preset, num_experts=options.num_experts)
     patches = -(-options.horizon // mixture.chronos_config.output_patch_size)

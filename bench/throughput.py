@@ -5,11 +5,10 @@ mixture of four, each in float32 and bf16, forecast the same rows in turns. Upst
 batch. The router is as sure as a trained one: most rows take one expert, and the mean is stated.
 """
 
-import argparse
 from collections import Counter
 
 import torch
-from answer import answer, exact, forecast, full_size, in_turns, medians, mixture_of
+from answer import answer, batch_options, exact, forecast, full_size, in_turns, medians, mixture_of
 
 from chronomoe.evaluation.cost import count_flops, varied_context
 from chronomoe.models.precision import has_bfloat16_units
@@ -20,15 +19,7 @@ TURNS = {1: 20, 64: 4, 256: 2}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--context-length", type=int, default=512)
-    parser.add_argument("--horizon", type=int, default=96)
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 64, 256])
-    parser.add_argument("--num-experts", type=int, default=4)
-    parser.add_argument("--preset", default="slim")
-    parser.add_argument("--layers", type=int, default=12, help="of the teacher; 12 is the full size")
-    parser.add_argument("--repeats", type=int, help="turns of each batch instead of those that suit its size")
-    options = parser.parse_args()
+    options = batch_options(__doc__, batch_sizes=[1, 64, 256])
     upstream = full_size(num_layers=options.layers)
     mixture = mixture_of(upstream, preset=options.preset, num_experts=options.num_experts)
     models = {"upstream": upstream, "exact": exact(upstream), "student": mixture.experts[0], "mixture": mixture}

@@ -11,13 +11,13 @@ import argparse
 import importlib.util
 import json
 import math
-import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import evidence_tables
 import numpy as np
+import pages
 import yaml
 from ablation import ablate, link
 
@@ -366,13 +366,6 @@ def seconds(evidence: Evidence, stage: str) -> dict[str, float]:
     return {"seconds": evidence.work.seconds[stage]}
 
 
-def commit() -> str:
-    """Return the commit of the code at hand, marked where files differ from it; nothing outside a checkout."""
-    command = ["git", "describe", "--always", "--dirty"]
-    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
-
-
 PARTS: dict[str, tuple[Callable[[Evidence], Any], bool]] = {
     "demo": (demo, False),
     "held_out": (held_out, False),
@@ -410,7 +403,7 @@ def main() -> None:
         if name == "classical" and importlib.util.find_spec("statsforecast") is None:
             print("classical: left out, it needs the extra 'baselines'")
             continue
-        write(options.out / f"{name}.json", measure(evidence) | {"commit": commit()})
+        write(options.out / f"{name}.json", measure(evidence) | {"commit": pages.commit(marked=True)})
     found = {
         name: json.loads((options.out / f"{name}.json").read_text())
         for name in PARTS

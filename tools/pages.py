@@ -31,10 +31,11 @@ def source(command: str, place: str, *, on: str | None = None, code: str | None 
     return f"`{command}` · {place} · {on or date.today()} · commit {code or commit()}"
 
 
-def commit() -> str:
-    """Return the latest commit."""
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+def commit(*, marked: bool = False) -> str:
+    """Return the latest commit; ``marked`` says so where files differ from it, and is empty outside a checkout."""
+    git = ["git", "describe", "--always", "--exclude=*", *(["--dirty"] if marked else [])]
+    folder = Path(__file__).parent
+    return subprocess.run(git, cwd=folder, capture_output=True, text=True, check=not marked).stdout.strip()
 
 
 def processor() -> str:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_args
 
 import pandas as pd
 import pyarrow as pa
@@ -21,12 +22,13 @@ from chronomoe.data.soft_targets import revision
 from chronomoe.data.table import SeriesTable
 from chronomoe.errors import InputError
 from chronomoe.models.folded import computing_in
+from chronomoe.models.precision import Precision
 from chronomoe.pipeline import ChronoMoEPipeline
 from chronomoe.stages.faults import room
 from chronomoe.stages.processes import check_one_process, choose_device, place_model
 from chronomoe.stages.workspace import FORMAT, check_file_out, whole_file
 
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = get_args(Precision)
 
 
 def predict_file(
