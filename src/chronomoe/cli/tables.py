@@ -31,8 +31,7 @@ def print_plan(found: Any) -> None:
         counts = (f"{count:,}" if count else "" for count in (stage.parameters, stage.steps, stage.windows))
         sizes = (f"{size / 1e6:,.1f} MB" for size in (stage.disk, stage.memory))
         table.add_row(stage.stage, *counts, f"{stage.seconds:,.1f} s", *sizes)
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDTH_OF_FILES)).print(table)
+    _show(table)
     print(found.words())
 
 
@@ -75,5 +74,10 @@ def print_monitored(found: list[Any]) -> None:
             f"{before['coverage80']:.1%} {after['coverage80']:.1%}",
             one.verdict,
         )
+    _show(table)
+
+
+def _show(table: Table) -> None:
+    """Print a table, as wide as the terminal; where there is none, wide enough to be read in a file."""
     console = Console()
     (console if console.is_terminal else Console(width=WIDTH_OF_FILES)).print(table)

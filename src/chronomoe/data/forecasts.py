@@ -53,6 +53,20 @@ def find_unit(rows: NDArray[np.floating[Any]]) -> Unit:
     return Unit(level, np.where(np.abs(exponent) > _SAFE, np.exp2(exponent), 1.0))
 
 
+def in_units(
+    past: NDArray[np.floating[Any]], future: NDArray[np.floating[Any]]
+) -> tuple[Unit, torch.Tensor, torch.Tensor]:
+    """Return the units of the rows of series, ``(series, row)``, and their steps in these, in float32.
+
+    ``past`` and ``future`` are ``(series, row, time)``; what is known of the future counts for a row's unit too.
+    """
+    steps = np.concatenate([past, future], axis=2)
+    unit = Unit(*(part.reshape(past.shape[:2]) for part in find_unit(steps.reshape(-1, steps.shape[2]))))
+    level, size = (column[..., None] for column in unit)
+    known, ahead = (torch.from_numpy(((values - level) / size).astype(np.float32)) for values in (past, future))
+    return unit, known, ahead
+
+
 def forecast(
     predict_quantiles: Callable[..., Any],
     table: SeriesTable,
@@ -147,13 +161,10 @@ def _prepare(
     for alike in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
         count = max(1, _TOGETHER // (rows * (horizon + int(lengths[alike[0]]))))
         for places in (alike[first : first + count] for first in range(0, len(alike), count)):
-            past = np.stack([pasts[place] for place in places])
-            own = find_unit(np.concatenate([past, future[places]], axis=2).reshape(len(places) * rows, -1))
+            own, *parts = in_units(np.stack([pasts[place] for place in places]), future[places])
             for column, values in zip(unit, own, strict=True):
-                column[places] = values.reshape(len(places), rows)
-            level, size = (column[places][..., None] for column in unit)
-            parts = (((values - level) / size).astype(np.float32) for values in (past, future[places]))
-            scaled |= zip(places.tolist(), zip(*(torch.from_numpy(part) for part in parts), strict=True), strict=True)
+                column[places] = values
+            scaled |= zip(places.tolist(), zip(*parts, strict=True), strict=True)
     inputs = [
         PreparedInput(
             context=context,

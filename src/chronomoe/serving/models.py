@@ -12,7 +12,7 @@ from chronos.chronos2.dataset import PreparedInput
 from chronos.utils import interpolate_quantiles
 from numpy.typing import NDArray
 
-from chronomoe.data.forecasts import Unit, find_unit
+from chronomoe.data.forecasts import Unit, in_units
 from chronomoe.models.mixture.explanation import explain
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.pipeline import ChronoMoEPipeline
@@ -102,11 +102,10 @@ class ServedModel:
         context = task.context[:, -self.pipeline.model_context_length :]
         future = np.full((len(context), steps), np.nan)
         future[:, : task.horizon] = task.future
-        unit = find_unit(np.concatenate([context, future], axis=1))
-        level, size = unit.level[:, None], unit.size[:, None]
-        return unit, PreparedInput(
-            context=torch.from_numpy(((context - level) / size).astype(np.float32)),
-            future_covariates=torch.from_numpy(((future - level) / size).astype(np.float32)),
+        unit, past, known = in_units(context[None], future[None])
+        return Unit(*(column[0] for column in unit)), PreparedInput(
+            context=past[0],
+            future_covariates=known[0],
             n_targets=task.n_targets,
             n_covariates=len(context) - task.n_targets,
             n_future_covariates=task.n_known,
