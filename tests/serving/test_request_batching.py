@@ -8,8 +8,9 @@ import pytest
 
 pytest.importorskip("fastapi", reason="needs the extra serve")
 
-from chronomoe.serving.batching import Batcher, Job, QueueFull
+from chronomoe.serving.batching import Batcher
 from chronomoe.serving.config import ServingConfig
+from chronomoe.serving.waiting import Job, QueueFull
 
 
 class Forecaster:

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from chronomoe.cli import options as opt
-from chronomoe.cli.threads import usable_cpus
 from chronomoe.errors import InputError, extra
 
 
@@ -17,7 +16,12 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0 takes a free one.", min=0, max=65535)] = 8080,
     workers: Annotated[int, typer.Option(help="Processes, each with all models.", min=1)] = 1,
-    max_batch: Annotated[int, typer.Option(help="Rows forecast at once.")] = 64,
+    parallel: Annotated[
+        int | None,
+        typer.Option(help="Batches of a process at once; unless given, 2 where it has two processors.", min=1),
+    ] = None,
+    max_batch: Annotated[int, typer.Option(help="Rows of a batch.")] = 64,
+    max_batch_ms: Annotated[float, typer.Option(help="Time of a batch: holds fewer rows where they are slow.")] = 100.0,
     max_wait_ms: Annotated[float, typer.Option(help="Longest wait for others to share a batch.")] = 5.0,
     queue: Annotated[int, typer.Option(help="Rows that may wait; beyond it, status 429.")] = 1024,
     timeout_s: Annotated[float, typer.Option(help="Seconds for a whole request.")] = 30.0,
@@ -42,12 +46,18 @@ def serve(
     with extra("serve"):
         from chronomoe.serving.config import ServingConfig
         from chronomoe.serving.server import serve as run
+    import torch
+
+    from chronomoe.stages.processes import choose_device
 
     pairs = [(name or Path(path).name, path) for name, _, path in (model.rpartition("=") for model in models)]
     if len(dict(pairs)) < len(pairs) or not all(name for name, _ in pairs):
         raise InputError(f"every model needs a name of its own, got {models}; write name=folder")
     if dtype not in ("auto", "float32"):
         raise InputError(f"dtype must be auto or float32, got {dtype!r}")
+    threads = max(1, torch.get_num_threads() // workers)
+    if parallel is None:
+        parallel = min(threads, 2) if choose_device(device).type == "cpu" else 1
     config = opt.pick(ServingConfig, locals())
     run(
         dict(pairs),
@@ -55,7 +65,7 @@ def serve(
         host=host,
         port=port,
         workers=workers,
-        threads=max(1, usable_cpus() // workers) if workers > 1 else None,
+        threads=max(1, threads // parallel),
         device=device,
         dtype=dtype,
     )

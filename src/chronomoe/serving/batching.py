@@ -1,47 +1,22 @@
-"""Series of many requests in one batch: a queue, and the thread that forecasts."""
+"""Series of many requests in one batch: a queue, and the threads that forecast."""
 
-import asyncio
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from chronomoe.serving.config import ServingConfig
+from chronomoe.serving.waiting import Job, Waiting
 
 clock = time.monotonic
 
 
-class QueueFull(Exception):
-    """Too many rows wait; ``seconds`` is when a place is likely to be free."""
-
-    def __init__(self, seconds: int) -> None:
-        super().__init__(f"the queue is full; try again in {seconds} s")
-        self.seconds = seconds
-
-
-@dataclass(eq=False)
-class Job:
-    """A series that waits. Jobs of one ``key`` may share a batch."""
-
-    key: Hashable
-    rows: int
-    task: Any
-    request: Hashable
-    future: "asyncio.Future[Any]"
-    since: float = field(default_factory=clock)
-
-
 class Batcher:
-    """Forecasts what is submitted, in batches, on a thread of its own.
-
-    The longest waiting series goes first, with those of its key, the oldest first, up to ``max_batch`` rows. A batch
-    that is not full waits for ``max_wait_ms`` where the batch before held several requests: a lone client never waits.
+    """Forecasts what is submitted, in batches, as many at once as the configuration says, on threads of its own.
 
     Args:
-        run: forecasts tasks of one key, in their order.
+        run: forecasts tasks of one key, in their order; several threads call it.
         config: sizes.
         observe: is told of each batch: its jobs, when it began, and the seconds it took.
     """
@@ -53,45 +28,47 @@ class Batcher:
         *,
         observe: Callable[[Sequence[Job], float, float], None] = lambda jobs, begin, seconds: None,
     ) -> None:
-        self.config, self._run, self._observe = config, run, observe
-        self._waiting: dict[Hashable, deque[Job]] = {}
-        self._changed = threading.Condition()
-        self._closing, self._company = False, False
-        self._seconds_a_row = 0.0
-        self.rows = 0
-        self._thread = threading.Thread(target=self._work, name="forecasts", daemon=True)
-        self._thread.start()
+        self._run, self._observe = run, observe
+        self._waiting, self._changed = Waiting(config), threading.Condition()
+        self._closing, self._idle = False, config.parallel
+        self._threads = [
+            threading.Thread(target=self._work, name=f"forecasts-{index}", daemon=True)
+            for index in range(config.parallel)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def rows(self) -> int:
+        """How many wait."""
+        return self._waiting.rows
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue all jobs or none.
+        """Queue all jobs of a request or none.
 
         Raises:
             QueueFull: there is no room for them.
         """
-        rows = sum(job.rows for job in jobs)
         with self._changed:
-            if self.rows + rows > self.config.queue:
-                raise QueueFull(max(1, math.ceil(self.rows * self._seconds_a_row)))
-            for job in jobs:
-                self._waiting.setdefault(job.key, deque()).append(job)
-            self.rows += rows
-            self._changed.notify()
+            self._waiting.add(jobs, now=clock())
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Forecast what waits, then stop."""
         with self._changed:
             self._closing = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
         while jobs := self._next():
             begin = clock()
             answers = self._answers(jobs)
             seconds = clock() - begin
-            rows = sum(job.rows for job in jobs)
-            pace = seconds / rows
-            self._seconds_a_row = 0.8 * self._seconds_a_row + 0.2 * pace if self._seconds_a_row else pace
+            with self._changed:
+                self._waiting.done(jobs, seconds)
+                self._idle += 1
             self._observe(jobs, begin, seconds)
             loop = jobs[0].future.get_loop()
             if not loop.is_closed():
@@ -109,33 +86,14 @@ class Batcher:
     def _next(self) -> list[Job]:
         """Wait for jobs; return none to stop."""
         with self._changed:
-            while not (self._closing and not self._waiting):
-                if not self._waiting:
-                    self._changed.wait()
-                    continue
-                key, queue = min(self._waiting.items(), key=lambda item: item[1][0].since)
-                patience = queue[0].since + self.config.max_wait_ms / 1000 - clock()
-                full = sum(job.rows for job in queue) >= self.config.max_batch
-                if not (self._closing or full or not self._company or patience <= 0):
-                    self._changed.wait(patience)
-                elif jobs := self._take(key):
-                    return jobs
+            while self._waiting or not self._closing:
+                found = self._waiting.next(now=clock(), idle=self._idle, closing=self._closing)
+                if isinstance(found, list):
+                    self._idle -= 1
+                    return found
+                if self._waiting or not self._closing:
+                    self._changed.wait(None if found == math.inf else found)
         return []
-
-    def _take(self, key: Hashable) -> list[Job]:
-        """Take a batch off a queue, without the jobs that nobody waits for any more."""
-        queue, rows = self._waiting[key], 0
-        taken: list[Job] = []
-        while queue and (not taken or rows + queue[0].rows <= self.config.max_batch):
-            job = queue.popleft()
-            self.rows -= job.rows
-            if not job.future.cancelled():
-                taken.append(job)
-                rows += job.rows
-        if not queue:
-            del self._waiting[key]
-        self._company = len({job.request for job in taken}) > 1
-        return taken
 
 
 def _deliver(jobs: Sequence[Job], answers: Sequence[Any]) -> None:

@@ -11,8 +11,12 @@ class ServingConfig:
 
     max_batch: int = Field(default=64, ge=1)
     """Rows forecast at once, and the most that one series may have."""
+    max_batch_ms: float = Field(default=100.0, gt=0)
+    """Time that a batch may take: it has as many rows as fit in at the pace of those before, but eight where they wait."""
+    parallel: int = Field(default=1, ge=1)
+    """Batches forecast at once, each by a thread of its own."""
     max_wait_ms: float = Field(default=5.0, ge=0)
-    """Latency budget: how long a series waits for others to share its batch, where the batch before had several."""
+    """How long a series waits for others to share its batch, where the batch before had several."""
     queue: int = Field(default=1024, ge=1)
     """Rows that may wait; beyond it, requests get status 429."""
     timeout_s: float = Field(default=30.0, gt=0)

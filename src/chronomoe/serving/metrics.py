@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from chronomoe.serving.batching import Job
+from chronomoe.serving.waiting import Job
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 """Names the folder through which several worker processes add up; read by ``prometheus_client``."""

@@ -56,7 +56,7 @@ def serve(
         host: address; the default is reached from this machine alone.
         port: 0 takes a free one.
         workers: processes, each with all models.
-        threads: of torch in each process; torch decides when None.
+        threads: of torch for each batch; torch decides when None.
         device: see ``choose_device``.
         dtype: "float32" or "auto", see ``ChronoMoEPipeline.from_pretrained``.
 

@@ -14,12 +14,13 @@ from chronomoe.errors import InputError
 from chronomoe.pipeline import ChronoMoEPipeline
 from chronomoe.serving import answers, arrow
 from chronomoe.serving.asked import Question, from_json
-from chronomoe.serving.batching import Batcher, Job, QueueFull
+from chronomoe.serving.batching import Batcher
 from chronomoe.serving.config import ServingConfig
 from chronomoe.serving.metrics import Metrics
 from chronomoe.serving.models import Answer, ModelSet, ServedModel
 from chronomoe.serving.schema import ARROW, JSON
 from chronomoe.serving.schema import read_request as parse_json
+from chronomoe.serving.waiting import Job, QueueFull
 
 NAME = re.compile(r"[\w.-]+")
 LARGE = 2**17
