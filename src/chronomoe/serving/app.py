@@ -70,14 +70,6 @@ def create_app(pipelines: Mapping[str, ChronoMoEPipeline], config: ServingConfig
     for error in (HTTPException, InputError, RequestValidationError, Exception):
         app.add_exception_handler(error, refuse)
 
-    for path, answer, tag in (
-        ("/v1/timeseries/models", service.names, "models"),
-        ("/v1/models/{name}", service.model, "models"),
-        ("/v2/health/live", service.live, "health"),
-        ("/v2/health/ready", service.ready, "health"),
-        ("/metrics", service.scrape, "metrics"),
-    ):
-        app.add_api_route(path, answer, tags=[tag])
     app.add_api_route(
         ROUTE,
         service.forecast,
@@ -87,6 +79,14 @@ def create_app(pipelines: Mapping[str, ChronoMoEPipeline], config: ServingConfig
         responses={status: {"model": ErrorResponse} for status in (400, 404, 413, 415, 429, 500, 504)},
         openapi_extra={"requestBody": REQUEST_BODY},
     )
+    for path, answer, tag in (
+        ("/v1/timeseries/models", service.names, "models"),
+        ("/v1/models/{name}", service.model, "models"),
+        ("/v2/health/live", service.live, "health"),
+        ("/v2/health/ready", service.ready, "health"),
+        ("/metrics", service.scrape, "metrics"),
+    ):
+        app.add_api_route(path, answer, tags=[tag])
 
     def show(name: str, kind: str) -> Callable[[], Response]:
         page = Response((Path(__file__).parent / "page" / name).read_bytes(), headers=SAFE, media_type=kind)
