@@ -1,7 +1,9 @@
-"""What does batching across requests gain, how long do requests take at 70 % load, and what does a restart lose?
+"""What does batching across requests gain, how long do requests take under load, and what does a restart lose?
 
-Clients run in a process of their own and ask over real connections, one series of ``--steps`` steps a request. With
-``BENCH_CLOCK=cpu`` the gain is that of the server's processor time a request, which other work disturbs less.
+Clients run in a process of their own and ask over real connections, one series of ``--steps`` steps a request; 100 %
+load is the rate of ``--clients`` that ask one request after the other. One by one is a server that forecasts one series
+at a time on all threads. With ``BENCH_CLOCK=cpu`` the gain is that of the server's processor time a request, which
+other work disturbs less.
 """
 
 import argparse
@@ -17,13 +19,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import psutil
 from answer import CLOCK, answer, full_size, mixture_of
 
+LOADS = (70, 50, 30)
+"""Percent of the rate of clients that ask one request after the other."""
 NOT_ACCEPTED = (ConnectionRefusedError, ConnectionResetError, BrokenPipeError, http.client.RemoteDisconnected)
 """What a client meets whose request the server never took."""
 
@@ -36,6 +42,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0, help="of each measurement")
     parser.add_argument("--steps", type=int, default=512)
     parser.add_argument("--horizon", type=int, default=96)
+    parser.add_argument("--series", type=int, default=1, help=argparse.SUPPRESS)
+    parser.add_argument("--bulk", type=int, default=256, help="series of each large request, of one client")
     parser.add_argument("--restarts", type=int, default=20)
     parser.add_argument(
         "--serve", nargs="*", default=[], help="further options of chronomoe serve, without dashes: a=b"
@@ -55,27 +63,39 @@ def measure(options: argparse.Namespace, model: str) -> None:
     server = Server(model, more)
     alone = server.ask(options, clients=1)
     together = server.ask(options, clients=options.clients)
-    rate = 0.7 * together["requests_per_second"]
-    steady = server.ask(options, clients=4 * options.clients, rate=rate)
+    rates = {load: load / 100 * together["requests_per_second"] for load in LOADS}
+    steady = {load: server.ask(options, clients=4 * options.clients, rate=rate) for load, rate in rates.items()}
+    with server.asked(options, series=options.bulk):
+        beside = server.ask(options, clients=options.clients, rate=0.1 * together["requests_per_second"])
+    del beside["processor_ms_a_request"]  # the large requests are in it
     server.stop()
-    one_by_one = Server(model, [*more, "--max-batch=1"])
+    one_by_one = Server(model, [*more, "--max-batch=1", "--parallel=1"])
     apart = one_by_one.ask(options, clients=options.clients)
     one_by_one.stop()
     lost, restarts = restart(options, model, more) if options.restarts else (0, {})
     gain = together["requests_per_second"] / apart["requests_per_second"]
     if CLOCK == "cpu":
         gain = apart["processor_ms_a_request"] / together["processor_ms_a_request"]
+    lone = alone["p50_ms"]
     answer(
-        "requests over HTTP: batching across them, the latency at 70 % load, and restarts",
+        "requests over HTTP: batching across them, latency under load, and restarts",
         reach={
             f"gain of batching at {options.clients} clients": round(gain, 2),
-            "p99 at 70 % load over the lone latency": round(steady["p99_ms"] / alone["p50_ms"], 2),
+            **{
+                f"p99 at {load} % load over the lone latency": round(steady[load]["p99_ms"] / lone, 2) for load in LOADS
+            },
+            f"p99 beside requests of {options.bulk} series over the lone latency": round(beside["p99_ms"] / lone, 2),
         }
         | ({f"accepted requests lost in {options.restarts} restarts": lost} if options.restarts else {}),
         alone=alone,
         together=together,
         one_by_one=apart,
-        at_70_percent=steady | {"rate": round(rate, 1)},
+        **{
+            f"at_{load}_percent": seen
+            | {"rate": round(rates[load], 1), "p50_over_lone": round(seen["p50_ms"] / lone, 2)}
+            for load, seen in steady.items()
+        },
+        beside_bulk=beside,
         restarts=restarts,
         model={"made": not options.model, "steps": options.steps, "horizon": options.horizon},
     )
@@ -104,14 +124,28 @@ class Server:
 
     def ask(self, options: argparse.Namespace, *, clients: int, rate: float = 0.0) -> dict[str, float]:
         """Let clients ask, from another process, and return what they saw; the first turn warms up."""
-        command = [sys.executable, __file__, f"--steps={options.steps}", f"--horizon={options.horizon}", "--client"]
         for seconds in (min(3.0, options.seconds), options.seconds):
-            asked = [*command, str(self.port), str(clients), str(seconds), str(rate)]
             before = self.processor_seconds()
-            done = subprocess.run(asked, stdout=subprocess.PIPE, check=True)
+            command = self.client(options, clients=clients, seconds=seconds, rate=rate)
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
         found: dict[str, float] = json.loads(done.stdout)
         spent = self.processor_seconds() - before
         return found | {"processor_ms_a_request": round(1000 * spent / found["requests"], 2)}
+
+    @contextmanager
+    def asked(self, options: argparse.Namespace, *, series: int) -> Iterator[None]:
+        """Let one client ask for many series at a time meanwhile."""
+        long = self.client(options, clients=1, seconds=60 + 2 * options.seconds, rate=0.0, series=series)
+        with subprocess.Popen(long, stdout=subprocess.DEVNULL) as bulk:
+            yield
+            bulk.kill()
+
+    def client(
+        self, options: argparse.Namespace, *, clients: int, seconds: float, rate: float, series: int = 1
+    ) -> list[str]:
+        """Return the command of clients."""
+        sizes = [f"--steps={options.steps}", f"--horizon={options.horizon}", f"--series={series}"]
+        return [sys.executable, __file__, *sizes, "--client", *map(str, (self.port, clients, seconds, rate))]
 
     def processor_seconds(self) -> float:
         """Return the processor time of the server so far."""
@@ -132,13 +166,13 @@ def body(options: argparse.Namespace) -> bytes:
     values = np.sin(np.arange(options.steps) / 4) * 10 + np.random.default_rng(0).normal(size=options.steps)
     series = {
         "type": "univariate_time_series",
-        "name": "a",
         "series": values.round(4).tolist(),
         "frequency": "H",
         "start_timestamp": "2025-01-01T00:00:00Z",
     }
+    inputs = [series | {"name": str(index)} for index in range(options.series)]
     asked = {"horizon": options.horizon, "quantiles": [0.1, 0.5, 0.9]}
-    return json.dumps({"model": "moe", "inputs": [series], "options": asked}).encode()
+    return json.dumps({"model": "moe", "inputs": inputs, "options": asked}).encode()
 
 
 class Asking(threading.local):

@@ -40,7 +40,7 @@ SMALL = {
         *("--context-length", "64", "--horizon", "16", "--batch-sizes", "2", "--num-experts", "2"),
         *("--layers", "1", "--repeats", "1"),
     ],
-    "serve": ["--layers", "1", "--seconds", "0.3", "--restarts", "1", "--clients", "2"],
+    "serve": ["--layers", "1", "--seconds", "0.3", "--restarts", "1", "--clients", "2", "--bulk", "3"],
     "low_rank": [
         *("--experts", "2", "--timed", "2", "--rank", "1", "--layers", "1", "--batch-sizes", "2", "--repeats", "1"),
     ],

@@ -10,9 +10,9 @@ from chronomoe.serving.config import ServingConfig
 from chronomoe.serving.waiting import LEAST, Job, QueueFull, Waiting
 from queue_simulation import Batches, percentile, poisson, simulate
 
-BOTH_CORES = Batches(call=0.0097, row=0.0033)
-"""A K = 1 mixture of slim students of full size, 512 steps: a lone series takes 13 ms, a batch of 64 takes 221 ms."""
-ONE_CORE = Batches(call=0.0072, row=0.0056)
+BOTH_CORES = Batches(call=0.009, row=0.004)
+"""A K = 1 mixture of slim students of full size, 512 steps, HTTP included: 13 ms alone, 233 requests a second of 32 clients."""
+ONE_CORE = Batches(call=0.0075, row=0.0059)
 TOGETHER = 32
 """Clients, each with one request under way, whose rate is full load."""
 
@@ -44,7 +44,7 @@ def test_two_batches_at_once_on_a_core_each_answer_sooner_than_one_on_both():
     rate = 0.7 * BOTH_CORES.rate(TOGETHER)
     arrivals = poisson(rate, requests=4000)
     one = p99(arrivals, BOTH_CORES, ServingConfig())
-    assert 6 < one / BOTH_CORES.lone < 8  # the queue's own: no batch size changes it, see the log
+    assert 6 < one / BOTH_CORES.lone < 9  # arrivals at random do that: no choice of batches changes it
     assert p99(arrivals, ONE_CORE, ServingConfig(parallel=2)) < 0.8 * one
 
 

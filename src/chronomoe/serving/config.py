@@ -12,7 +12,7 @@ class ServingConfig:
     max_batch: int = Field(default=64, ge=1)
     """Rows forecast at once, and the most that one series may have."""
     max_batch_ms: float = Field(default=100.0, gt=0)
-    """Time that a batch may take: it has as many rows as fit in at the pace of those before, but eight where they wait."""
+    """Time that a batch may take at the pace of those before it, which limits its rows, to no fewer than eight."""
     parallel: int = Field(default=1, ge=1)
     """Batches forecast at once, each by a thread of its own."""
     max_wait_ms: float = Field(default=5.0, ge=0)

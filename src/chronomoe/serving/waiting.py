@@ -39,9 +39,9 @@ class Job:
 class Waiting:
     """The queue. Whoever is due first goes first, with those of its key, as many rows as a batch may have.
 
-    A series is due when it comes, a further one of its request as much later as that takes to forecast: a request of
-    many series counts like its series sent one after the other, holds up nobody for long, and cannot be held up for ever.
-    That is start-time fair queueing (Goyal, Vin & Cheng, 1997, https://doi.org/10.1109/90.649569).
+    A series is due when it comes, each further one of its request later by the time of a forecast: a request of many
+    series counts like its series sent one after the other. It holds up nobody for long, and nobody holds it up for
+    ever. That is start-time fair queueing (Goyal, Vin & Cheng, 1997, https://doi.org/10.1109/90.649569).
     """
 
     def __init__(self, config: ServingConfig) -> None:
