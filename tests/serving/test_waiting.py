@@ -11,7 +11,7 @@ from chronomoe.serving.waiting import LEAST, Job, QueueFull, Waiting
 from queue_simulation import Batches, percentile, poisson, simulate
 
 BOTH_CORES = Batches(call=0.009, row=0.004)
-"""A K = 1 mixture of slim students of full size, 512 steps, HTTP included: 13 ms alone, 233 requests a second of 32 clients."""
+"""Of a K = 1 mixture of slim students of full size, HTTP included: 13 ms alone, 233 requests a second of 32 clients."""
 ONE_CORE = Batches(call=0.0075, row=0.0059)
 TOGETHER = 32
 """Clients, each with one request under way, whose rate is full load."""
