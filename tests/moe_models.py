@@ -2,6 +2,8 @@
 
 import torch
 
+from chronomoe.training.routing import ExpertForecasts
+
 
 def train_by_chance(model, seed=0):
     """Draw routers and experts of all MoE layers anew, in place."""
@@ -23,3 +25,17 @@ def take_sides(mixture, seed=0):
             parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
         mixture.router.network[-1].weight.mul_(6)
     return mixture
+
+
+def router_windows(mixture, context, *, domains=3):
+    """Return what a router learns from, of rows that take turns to be of some domains; forecasts are left blank."""
+    rows = torch.arange(len(context))
+    return ExpertForecasts(
+        features=mixture.router_inputs(context),
+        member=rows,
+        observed=context.isfinite().any(dim=1),
+        group=rows,
+        quantiles=torch.zeros(len(rows), len(mixture.experts), 9, 16).half(),
+        target=torch.zeros(len(rows), 16),
+        domain=rows % domains,
+    )

@@ -11,7 +11,7 @@ import yaml
 from chronos import BaseChronosPipeline
 from rich.console import Console
 
-from chronomoe import ChronoMoEPipeline, DistilledMoE
+from chronomoe import ChronoMoEPipeline, DistilledMoE, load_model
 from chronomoe.errors import InputError
 from chronomoe.inputs import Inputs
 from chronomoe.models.configuration import parse
@@ -299,6 +299,40 @@ def test_held_out_domains_are_tested_on_and_trained_on_by_nothing(make_recipe, m
     claims = json.loads((folder / "intervals.json").read_text())
     assert "average single" in {claim["against"] for claim in claims if claim["unseen"]}
     assert "Nothing was trained or chosen on solar." in (folder / "report.md").read_text()
+
+
+def test_the_teacher_forecasts_held_out_series_that_are_unlike_all(make_recipe, make_frame, tmp_path):
+    frame = make_frame(2, 300, season=5, seed=5)
+    frame["target"] = (frame["target"] - frame["target"].mean()).abs() ** 3
+    frame.to_csv(tmp_path / "solar.csv", index=False)
+    changes = {"budget": FEW, "held_out": [{"data": str(tmp_path / "solar.csv")}], "baselines": []}
+    folder = tmp_path / "run"
+    run(make_recipe(**changes), folder, console=Console(file=StringIO()))
+    said = StringIO()
+    guard = {"unfamiliar": {"forecast_by": "teacher", "familiar": 0.5}}
+    run(make_recipe(**changes, **guard), folder, console=Console(file=said))
+    assert "✓ router: unchanged, skipped" in said.getvalue()
+    routing = json.loads((folder / "routing.json").read_text())
+    assert routing["experts"][-1] == "teacher"
+    assert len(routing["domains"]["power"]["share"]) == len(routing["experts"])
+    mixture = load_model(folder / "moe")
+    assert mixture.config.expert_names[-1] == "teacher"
+    unseen = [json.loads(line) for line in (folder / "held_out.jsonl").read_text().splitlines()]
+    errors = {record["model"]: record["value"] for record in unseen if record["metric"] == "WQL"}
+    assert errors["mixture"] == pytest.approx(errors["teacher"], rel=1e-5)
+    costs = {cost["model"]: cost for cost in json.loads((folder / "efficiency.json").read_text())}
+    assert costs["simple average of experts"]["experts"] == pytest.approx(len(mixture.experts))
+
+
+def test_what_keeps_the_teacher_from_unfamiliar_series_is_refused(make_recipe, series_files, tmp_path):
+    guard = {"unfamiliar": {"forecast_by": "teacher"}}
+    named = [{"data": str(series_files["power"]), "name": "teacher"}]
+    with pytest.raises(InputError, match="no domain can be called 'teacher' where the teacher forecasts"):
+        run(make_recipe(**guard, domains=named), tmp_path / "run", console=Console(file=StringIO()))
+    reader = {"moe": {"router": {"use_patch_embedding": True}}}
+    with pytest.raises(InputError, match="set use_patch_embedding to false"):
+        run(make_recipe(**guard, **reader), tmp_path / "run", console=Console(file=StringIO()))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_held_out_domain_of_a_trained_name_is_refused(make_recipe, series_files, tmp_path):

@@ -55,7 +55,8 @@ if TYPE_CHECKING or not _is_command_line():
     from chronomoe.errors import InputError
     from chronomoe.models.balancing import BalanceConfig
     from chronomoe.models.chronos2 import use_exact_group_attention
-    from chronomoe.models.mixture.mixture import DistilledMoE, MixtureConfig, build_mixture
+    from chronomoe.models.mixture.config import MixtureConfig
+    from chronomoe.models.mixture.mixture import DistilledMoE, build_mixture
     from chronomoe.models.mixture.router import RouterConfig, RoutingConfig
     from chronomoe.models.sparse.config import MoEConfig
     from chronomoe.models.sparse.insertion import MoEEnhancedChronos2, MoEInsertionConfig

@@ -26,6 +26,7 @@ from chronomoe.stages.soft_targets import Material, check_windows, report_skippe
 from chronomoe.stages.students import load_student, taught_teacher
 from chronomoe.stages.workspace import Workspace, check_folder
 from chronomoe.training.arguments import DistilConfig
+from chronomoe.training.familiarity import PATCH_EMBEDDING, TEACHER
 
 GENERALIST = "generalist"
 """The student that experts branch from."""
@@ -140,6 +141,11 @@ class Inputs:
         members = experts.select or candidates
         if routing.top_k > members:
             raise InputError(f"top_k must be from 1 to {members}, the number of experts, got {routing.top_k}")
+        if self.config.unfamiliar.forecast_by == "teacher":
+            if TEACHER in self.groups:
+                raise InputError(f"no domain can be called {TEACHER!r} where the teacher forecasts what is unfamiliar")
+            if self.config.moe.router.use_patch_embedding:
+                raise InputError(PATCH_EMBEDDING)
         if routing.fallback == "generalist" and (not self.has_generalist_member or experts.select):
             raise InputError(
                 "fallback 'generalist' needs the generalist among the experts: set branch and generalist_member, a "

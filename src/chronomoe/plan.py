@@ -247,6 +247,10 @@ class _Estimator:
         one = router_step(kept, len(model.chronos_config.quantiles), config.windows.horizon)
         parameters, kept_bytes = kept * count_parameters(model), kept * weight_bytes(model)
         yield Planned("router", parameters, 0, windows, (steps + looks) * one, kept_bytes, size + 3 * cached)
+        if config.unfamiliar.forecast_by == "teacher":
+            whole = parameters + count_parameters(self.given.teacher)
+            space = kept_bytes + weight_bytes(self.given.teacher)
+            yield Planned("unfamiliar", whole, 0, 0, 1.0, space, space)
         if config.joint.steps:
             cost = config.joint.steps * config.budget.batch_size * trial.step * config.moe.routing.top_k
             memory = ADAM * kept_bytes + config.budget.batch_size * trial.activations * config.moe.routing.top_k

@@ -15,7 +15,8 @@ from chronomoe.errors import InputError, nearest
 from chronomoe.evaluation.external import Classical
 from chronomoe.models.balancing import AUX_WEIGHT
 from chronomoe.models.configuration import Seed, configuration, parse
-from chronomoe.models.mixture.mixture import MixtureConfig
+from chronomoe.models.mixture.config import MixtureConfig
+from chronomoe.models.mixture.familiarity import UnfamiliarConfig
 from chronomoe.models.precision import Precision
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.student import StudentConfig
@@ -206,6 +207,8 @@ class RunConfig:
     """How the router is trained."""
     joint: JointConfig = field(default_factory=JointConfig)
     """Joint fine-tuning."""
+    unfamiliar: UnfamiliarConfig = field(default_factory=UnfamiliarConfig)
+    """Series unlike all of the domains'."""
     routes: tuple[Route, ...] = ("mixture",)
     """Which models are made; the first one's checkpoint is the run's, in ``moe/``."""
     baselines: tuple[Baseline, ...] = typing.get_args(Baseline)

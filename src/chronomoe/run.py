@@ -24,7 +24,7 @@ from chronomoe.recipe import RunConfig, dump
 from chronomoe.report.page import MADE_BY, write_report
 from chronomoe.stages.budget import allocate, late_gain
 from chronomoe.stages.evaluation import evaluate_run
-from chronomoe.stages.mixture import joint, route
+from chronomoe.stages.mixture import guarded, joint, route
 from chronomoe.stages.processes import first_process, meet
 from chronomoe.stages.soft_targets import Material, label
 from chronomoe.stages.sparse import expanded_student, learned_targets, upcycled_student
@@ -205,17 +205,19 @@ def mixture(given: Inputs, store: Path, students: Mapping[str, Path]) -> Path:
         },
         select=config.experts.select,
     )
-    if config.joint.steps == 0:
-        return routed
-    return joint(
-        given.work,
-        routed,
-        given.material,
-        store,
-        given.training("joint", config.joint.steps, config.joint.learning_rate),
-        expert_learning_rate=config.joint.expert_learning_rate,
-        device=given.device,
-    )
+    if config.joint.steps:
+        routed = joint(
+            given.work,
+            routed,
+            given.material,
+            store,
+            given.training("joint", config.joint.steps, config.joint.learning_rate),
+            expert_learning_rate=config.joint.expert_learning_rate,
+            device=given.device,
+        )
+    if config.unfamiliar.forecast_by == "teacher":
+        routed = guarded(given.work, routed, given.teacher, config.unfamiliar)
+    return routed
 
 
 def upcycled(given: Inputs, store: Path) -> Grown:

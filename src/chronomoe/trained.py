@@ -63,7 +63,7 @@ def candidates(
             model=load_model(moe / "model").to(given.device),
             kind="mixture",
             training=given.config.joint.steps / steps,
-            core_seconds=spent("expert-forecasts", "router", "joint"),
+            core_seconds=spent("expert-forecasts", "router", "joint", "unfamiliar"),
             needs=tuple(name for name, one in found.items() if one.kind == "expert"),
         )
     return found
@@ -74,8 +74,8 @@ def curves(trained: dict[str, Path], moe: Path | None, grown: dict[str, Grown]) 
     found = {name: json.loads((path / "curve.json").read_text()) for name, path in trained.items()}
     if moe is not None:
         found["router"] = json.loads((moe.with_name("router") / "router.json").read_text())["curve"]
-        if (moe / "curve.json").exists():
-            found["joint"] = json.loads((moe / "curve.json").read_text())
+        if (joint := moe.with_name("joint") / "curve.json").exists():
+            found["joint"] = json.loads(joint.read_text())
     if "upcycled" in grown:
         found["upcycled"] = json.loads((grown["upcycled"].stage / "curve.json").read_text())
     if "expanded" in grown:

@@ -20,7 +20,8 @@ from chronomoe.predict import predict_file
 from chronomoe.stages.evaluation import evaluate_checkpoints
 from chronomoe.stages.export import export_checkpoint
 from chronomoe.stages.processes import place_model
-from moe_models import take_sides
+from chronomoe.training.familiarity import add_teacher
+from moe_models import router_windows, take_sides
 from sample_series import sample_domain, series_to_frame
 
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -97,6 +98,28 @@ def test_the_same_experts_count_the_same(exported, make_context):
     for one, other in zip(found, expected, strict=True):
         assert list(one.values()) == pytest.approx(list(other.values()), abs=1e-5)
     assert len({name for one in found for name in one}) > 1, "the router takes sides"
+
+
+def test_a_teacher_forecasts_unfamiliar_series_in_the_graph_too(make_teacher, make_context, tmp_path):
+    from chronomoe.models.chronos2 import use_exact_group_attention
+    from chronomoe.models.mixture.mixture import build_mixture
+
+    small, large = (use_exact_group_attention(make_teacher(seed=layers, num_layers=layers)) for layers in (1, 2))
+    mixture = take_sides(build_mixture({"a": small, "b": small}).eval())
+    windows = [router_windows(mixture, make_context(200, seed=seed)) for seed in (0, 1)]
+    add_teacher(mixture, large, *windows, familiar=0.7)
+    pipeline = ChronoMoEPipeline(mixture)
+    pipeline.save_pretrained(tmp_path / "mixture")
+    done = export(tmp_path / "mixture", tmp_path / "graph")
+    assert done.returncode == 0, done.stderr
+    loaded = ChronoMoEPipeline.from_pretrained(tmp_path / "graph")
+    rows = make_context(24, 100, seed=2)
+    assert_same(loaded.model, mixture, {"context": rows, "num_output_patches": 2})
+    names = {name for one in loaded.routing(list(rows)) for name in one}
+    assert "teacher" in names
+    assert names & {"a", "b"}
+    groups = torch.arange(24) // 3
+    assert_same(loaded.model, mixture, {"context": rows, "group_ids": groups, "num_output_patches": 2})
 
 
 @pytest.mark.parametrize("cross_learning", [False, True])

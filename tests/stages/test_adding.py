@@ -67,6 +67,32 @@ def test_the_new_expert_learns_from_a_teacher_where_one_is_named(
     assert load_model(tmp_path / "cut").experts[-1].config.num_layers == 1
 
 
+def test_a_teacher_for_unfamiliar_series_stays_and_knows_the_new_domain(
+    chronomoe, refused, experts, files, teacher_folder, tmp_path
+):
+    old, new = files
+    for name in ("power", "traffic"):
+        ChronoMoEPipeline(experts[name]).save_pretrained(tmp_path / name)
+    shape = ["--horizon", 16, "--context-length", 64, "--windows", 32, "--freq", "h"]
+    words = [tmp_path / "power", tmp_path / "traffic", "--data", old, *shape, "--teacher", teacher_folder]
+    assert "familiar must be below 1" in refused("compose", *words, "--familiar", 1.5, "--out", tmp_path / "no")
+    status, _, err = chronomoe("compose", *words, "--familiar", 0.7, "--out", tmp_path / "moe")
+    assert (status, "✓ unfamiliar" in err) == (0, True)
+    before = load_model(tmp_path / "moe")
+    assert before.config.expert_names == ["power", "traffic", "teacher"]
+
+    taken = ["grow", tmp_path / "moe", new, "--data", old, *SHAPE, "--out", tmp_path / "grown", "--name"]
+    assert "the mixture has power, traffic, teacher" in refused(*taken, "teacher")
+    status, _, _ = chronomoe(*taken, "new")
+    assert status == 0
+    after = load_model(tmp_path / "grown")
+    assert after.config.expert_names == ["power", "traffic", "new", "teacher"]
+    assert after.config.unfamiliar["familiar"] == 0.7
+    weights = after.teacher.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in before.teacher.state_dict().items())
+    assert len(after.familiarity.mean) == 2
+
+
 def test_what_cannot_grow_is_refused(refused, moe, files, teacher_folder, tmp_path):
     old, new = files
     more = [*SHAPE, "--out", tmp_path / "grown"]

@@ -124,7 +124,7 @@ def _provenance(model: PreTrainedModel) -> dict[str, str]:
 
 def _experts(model: DistilledMoE) -> list[str]:
     rows = ["\n## Experts\n\n| expert | layers | d_model | parameters |\n| --- | --- | --- | --- |"]
-    for name, expert in zip(model.config.expert_names, model.experts, strict=True):
+    for name, expert in zip(model.config.expert_names, model.members(), strict=True):
         size = sum(parameter.numel() for parameter in expert.parameters())
         rows.append(f"| {name} | {expert.config.num_layers} | {expert.config.d_model} | {size:,} |")
     return rows

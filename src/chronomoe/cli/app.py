@@ -179,6 +179,16 @@ def compose(
     context_length: opt.ContextLength = 512,
     windows: Annotated[int, typer.Option(help="Windows that the router learns from.")] = 4096,
     select: Annotated[int | None, typer.Option(help="Experts to keep, chosen greedily; all by default.")] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Checkpoint that forecasts series unlike all of --data: it joins the mixture; none by default."
+        ),
+    ] = None,
+    familiar: Annotated[
+        float,
+        typer.Option(help="Share of the validation windows of --data that stays with the experts, with --teacher."),
+    ] = 0.98,
     target: opt.Target = None,
     known_covariate: opt.Known = None,
     freq: opt.Freq = None,
@@ -189,7 +199,8 @@ def compose(
 
     Each student forecasts all windows once, and the router learns from these
     forecasts. Writes the checkpoint of the mixture. An expert called generalist
-    can be the fallback of an unsure router.
+    can be the fallback of an unsure router. With --teacher, series unlike all
+    that the router learned from are forecast by that checkpoint alone.
 
     Example: chronomoe compose students/traffic students/web --data demo:traffic --data demo:web --out moe --top-k 2
 
@@ -197,6 +208,7 @@ def compose(
     context or horizon, two experts of one name (write name=folder), and
     --top-k or --select above the number of experts.
     """
+    from chronomoe.models.mixture.familiarity import UnfamiliarConfig
     from chronomoe.models.mixture.router import RoutingConfig
     from chronomoe.stages.mixture import compose_mixture
     from chronomoe.training.routing import RouterTrainingConfig
@@ -213,6 +225,8 @@ def compose(
         router=RouterTrainingConfig(seed=seed),
         router_windows=windows,
         select=select,
+        teacher=teacher,
+        unfamiliar=UnfamiliarConfig(familiar=familiar),
         device=device,
     )
     print(f"saved {path}")

@@ -58,7 +58,10 @@ def rerouted(mixture: DistilledMoE, routing: RoutingConfig) -> DistilledMoE:
 
 def equal_average(mixture: DistilledMoE) -> DistilledMoE:
     """Return the same mixture, weights shared, that averages all its experts with equal gates, whatever the series."""
-    return rerouted(mixture, RoutingConfig(top_k=len(mixture.experts), temperature=NEARLY_EQUAL, threshold=None))
+    routing = RoutingConfig(top_k=len(mixture.experts), temperature=NEARLY_EQUAL, threshold=None)
+    twin = rerouted(mixture, routing)
+    twin.diverts = False
+    return twin
 
 
 def oracle(experts: Sequence[WindowScores]) -> WindowScores:

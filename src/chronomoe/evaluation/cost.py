@@ -133,12 +133,13 @@ def _routed_cost(
 ) -> tuple[float, float, float]:
     """Return the mean number of experts of a mixture, and the parameters and operations that go with it."""
     use = np.mean([expert_use(routing) for routing in row.routed.values()], axis=0)
-    parameters = [count_parameters(expert) for expert in mixture.experts]
-    operations = [count_flops(expert, context[:1], horizon=horizon) for expert in mixture.experts]
+    parameters = [count_parameters(expert) for expert in mixture.members()]
+    operations = [count_flops(expert, context[:1], horizon=horizon) for expert in mixture.members()]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         mixture.route(context[:1].to(mixture.device))
     router = (count_parameters(mixture.router), counter.get_total_flops())
-    return float(use.sum()), float(use @ parameters + router[0]), float(use @ operations + router[1])
+    count = len(use)  # an average of experts does without the teacher
+    return float(use.sum()), float(use @ parameters[:count] + router[0]), float(use @ operations[:count] + router[1])
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -40,7 +40,7 @@ def expert_use(routing: Routing) -> list[float]:
 
 def routing_summary(mixture: DistilledMoE, routed: Mapping[str, Routing]) -> dict[str, Any]:
     """Say which experts each domain uses: shares, mean gates, mean number, and the router's entropy from 0 to 1."""
-    num_experts, domains = len(mixture.experts), {}
+    num_experts, domains = len(mixture.config.expert_names), {}
     for name, routing in routed.items():
         used = torch.tensor(expert_use(routing))
         weight = torch.zeros(num_experts).index_add(0, routing.expert.flatten(), routing.gate.float().flatten())

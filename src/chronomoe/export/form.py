@@ -295,6 +295,7 @@ class RouterForm(nn.Module):
         self.router, self.routing, self.generalist = mixture.router, mixture.moe.routing, mixture.generalist
         self.length = mixture.moe.router.feature_length
         self.embed = mixture.experts[0].input_patch_embedding if mixture.moe.router.use_patch_embedding else None
+        self.familiarity = mixture.familiarity if mixture.diverts else None
         self.register_buffer("bias", mixture.balance_bias.bias if mixture.moe.balance.bias_rate else None)
 
     def forward(
@@ -310,5 +311,9 @@ class RouterForm(nn.Module):
         if self.embed is not None:
             features = torch.cat([features, pool_tokens(self.embed(past), observed=observed)], dim=1)
         weight = context.isfinite().any(dim=1).float().clamp(min=1e-6) * same.float()
-        score = weight @ self.router(features) / weight.sum(dim=1, keepdim=True)
-        return choose(score, self.routing, bias=self.bias, generalist=self.generalist).gates()
+        weight = weight / weight.sum(dim=1, keepdim=True)
+        gates = choose(weight @ self.router(features), self.routing, bias=self.bias, generalist=self.generalist).gates()
+        if self.familiarity is None:
+            return gates
+        away = (weight @ self.familiarity(features)[:, None] > self.familiarity.limit).float()
+        return torch.cat([gates * (1 - away), away], dim=1)

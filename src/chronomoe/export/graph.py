@@ -50,7 +50,7 @@ def build_graph(
     Raises:
         InputError: the model has MoE layers, adapters, or experts that read a series in different ways.
     """
-    experts = list(model.experts) if isinstance(model, DistilledMoE) else [model]
+    experts = list(model.members()) if isinstance(model, DistilledMoE) else [model]
     _check(experts)
     batch = _example(model)
     with torch.no_grad():

@@ -14,10 +14,11 @@ from chronomoe.data.windows import WindowConfig
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.mixture.compression import compress, with_one_more
+from chronomoe.models.mixture.familiarity import UnfamiliarConfig
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
-from chronomoe.stages.mixture import route
+from chronomoe.stages.mixture import guarded, route
 from chronomoe.stages.processes import choose_device
 from chronomoe.stages.soft_targets import Material, check_windows, label, report_skipped
 from chronomoe.stages.students import load_student, train
@@ -47,7 +48,8 @@ def grow_mixture(
 
     The expert branches from the member that forecasts the domain's validation windows best; in a mixture of low-rank
     experts it is cut to their rank. What is kept of the others stays, to the bit. A router with one more choice is
-    trained on windows of all domains. Bands of the mixture are left out: its routing changes.
+    trained on windows of all domains, and a teacher for unfamiliar series learns which these are now. Bands of the
+    mixture are left out: its routing changes.
 
     Args:
         moe: checkpoint of a mixture.
@@ -71,9 +73,9 @@ def grow_mixture(
     check_new(out)
     place = choose_device(device)
     mixture = _mixture(moe, "grown")
-    members = dict(zip(mixture.config.expert_names, mixture.to(place).experts, strict=True))
-    if not name or name in members:
-        raise InputError(f"the expert needs a name of its own, got {name!r}; the mixture has {', '.join(members)}")
+    members = dict(zip(mixture.config.expert_names, mixture.to(place).experts, strict=False))  # without a teacher
+    if not name or name in (taken := mixture.config.expert_names):
+        raise InputError(f"the expert needs a name of its own, got {name!r}; the mixture has {', '.join(taken)}")
     names = [one.name for one in (*others, domain)]
     if not others or len(set(names)) < len(names):
         raise InputError(
@@ -116,6 +118,10 @@ def grow_mixture(
         routed = route(work, experts, everyone.windows, everyone.watched(), mixture.moe, router, inputs=inputs)
         if grown is not None:
             routed = _routed_as(work, grown, routed)
+        if mixture.teacher is not None:
+            before: Any = mixture.config
+            again = UnfamiliarConfig(familiar=before.unfamiliar["familiar"])
+            routed = guarded(work, routed, mixture.teacher, again, name=before.expert_names[-1])
         work.publish(routed / "model", out)
     return out
 

@@ -73,7 +73,7 @@ def recalibrate_checkpoint(
         np.concatenate([forecast(pipeline, task)[:, order] for task in tasks]),
         np.concatenate([task.target for task in tasks]),
         expert=np.concatenate([_leading_experts(model, task) for task in tasks]),
-        num_experts=len(model.experts) if isinstance(model, DistilledMoE) else 1,
+        num_experts=len(model.config.expert_names) if isinstance(model, DistilledMoE) else 1,
         levels=[model.chronos_config.quantiles[place] for place in order],
     )
     model.bands = bands

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from chronos.chronos2 import Chronos2Model
 from rich.console import Console
 
 from chronomoe.data.domains import Domain
@@ -14,7 +15,10 @@ from chronomoe.data.soft_targets import revision
 from chronomoe.data.windows import JoinedWindows, TrainingWindows, WindowConfig
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
-from chronomoe.models.mixture.mixture import DistilledMoE, MixtureConfig, build_mixture
+from chronomoe.models.mixture.config import MixtureConfig
+from chronomoe.models.mixture.cores import check_same_task
+from chronomoe.models.mixture.familiarity import UnfamiliarConfig
+from chronomoe.models.mixture.mixture import DistilledMoE, build_mixture
 from chronomoe.models.mixture.router import RoutingConfig
 from chronomoe.models.sparse.upcycling import check_dense
 from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
@@ -23,6 +27,7 @@ from chronomoe.stages.soft_targets import Material, check_windows, report_skippe
 from chronomoe.stages.students import train
 from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for, stage_key
 from chronomoe.training.arguments import DistilConfig
+from chronomoe.training.familiarity import TEACHER, add_teacher
 from chronomoe.training.routing import (
     ExpertForecasts,
     RouterTrainingConfig,
@@ -117,6 +122,30 @@ def _selected(
     return {name: experts[name] for name in names}, cut
 
 
+def guarded(
+    work: Workspace, routed: Path, teacher: Chronos2Model, config: UnfamiliarConfig, *, name: str = TEACHER
+) -> Path:
+    """Let the teacher forecast what is unlike all the windows that the router of a finished mixture learned from.
+
+    Args:
+        work: the run's folder.
+        routed: the stage of the router, or of joint training after it.
+        teacher: joins the checkpoint.
+        config: what counts as familiar.
+        name: of the teacher among the experts.
+    """
+
+    def make(folder: Path, report: Report) -> None:
+        model: DistilledMoE = load_model(routed / "model").to(teacher.device)
+        cached = routed.with_name("expert-forecasts")
+        train, validation = (ExpertForecasts(**torch.load(cached / f"{name}.pt")) for name in PARTS)
+        add_teacher(model, teacher, train, validation, familiar=config.familiar, name=name)
+        ChronoMoEPipeline(model).save_pretrained(folder / "model")
+
+    inputs = {"routed": stage_key(routed), "teacher": revision(teacher), "unfamiliar": asdict(config), "name": name}
+    return work.stage("unfamiliar", inputs, make)
+
+
 def joint(
     work: Workspace,
     routed: Path,
@@ -170,6 +199,8 @@ def compose_mixture(
     router: RouterTrainingConfig,
     router_windows: int = 4096,
     select: int | None = None,
+    teacher: str | None = None,
+    unfamiliar: UnfamiliarConfig | None = None,
     device: str = "auto",
     console: Console | None = None,
 ) -> Path:
@@ -184,6 +215,8 @@ def compose_mixture(
         router: how the router is trained.
         router_windows: windows it learns from.
         select: keep this many experts, chosen greedily; all when None.
+        teacher: a checkpoint that forecasts series unlike all of the domains'; none when None.
+        unfamiliar: which series these are.
         device: see ``choose_device``.
         console: for messages.
     """
@@ -195,6 +228,9 @@ def compose_mixture(
     moe = MixtureConfig(routing=routing)
     check_windows(windows, seeded_mixture(members, moe, router.seed))
     check_select(select, top_k=routing.top_k, candidates=len(members))
+    guard = None if teacher is None else load_teacher(teacher).to(place)
+    if guard is not None:
+        check_same_task(*zip(*((m.config, name) for name, m in {**members, TEACHER: guard}.items()), strict=True))
     if router_windows < 1:
         raise InputError(f"the router needs at least 1 window to learn from, got {router_windows}")
     material = Material.of(domains, windows, size=router_windows, seed=router.seed, facts={})
@@ -204,5 +240,7 @@ def compose_mixture(
         routed = route(work, members, material.windows, material.watched(), moe, router, inputs=inputs, select=select)
         loss = json.loads((routed / "router.json").read_text())["validation"]["mixture"]
         work.console.print(f"validation loss of the mixture: {loss:.4f}")
+        if guard is not None:
+            routed = guarded(work, routed, guard, unfamiliar or UnfamiliarConfig())
         work.publish(routed / "model", out)
     return out

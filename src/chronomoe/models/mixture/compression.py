@@ -22,7 +22,7 @@ def compress(mixture: DistilledMoE, *, rank: int) -> DistilledMoE:
     """
     if rank < 1:
         raise InputError(f"the rank of an expert must be at least 1, got {rank}")
-    experts = dict(zip(mixture.config.expert_names, mixture.experts, strict=True))
+    experts = dict(zip(mixture.config.expert_names, mixture.experts, strict=False))  # a teacher stays whole
     config = copy.deepcopy(mixture.config)
     config.low_rank = rank
     made: DistilledMoE = _like(mixture, config)
@@ -49,9 +49,10 @@ def with_whole_experts(mixture: DistilledMoE) -> DistilledMoE:
 def with_one_more(mixture: DistilledMoE, name: str, expert: nn.Module) -> DistilledMoE:
     """Return a mixture of low-rank experts with one more, cut to the rank, and an untrained router.
 
-    What is kept of the others stays the same to the bit.
+    What is kept of the others stays the same to the bit. A teacher for unfamiliar series is left out.
     """
     config: Any = copy.deepcopy(mixture.config)
+    config.expert_names, config.unfamiliar = config.expert_names[: len(config.experts)], None
     config.experts = [*config.experts, core_fields(expert.config)]
     config.expert_names = [*config.expert_names, name]
     made: DistilledMoE = DistilledMoE(config).to(mixture.device).eval()
@@ -65,10 +66,13 @@ def with_one_more(mixture: DistilledMoE, name: str, expert: nn.Module) -> Distil
 
 
 def _like(mixture: DistilledMoE, config: Any) -> Any:
-    """Return a mixture of another configuration with the same router."""
+    """Return a mixture of another configuration with the same router and teacher."""
     made = DistilledMoE(config).to(mixture.device).eval()
     made.router.load_state_dict(mixture.router.state_dict())
     made.balance_bias.load_state_dict(mixture.balance_bias.state_dict())
+    if mixture.teacher is not None and mixture.familiarity is not None:
+        made.teacher.load_state_dict(mixture.teacher.state_dict())
+        made.familiarity.load_state_dict(mixture.familiarity.state_dict())
     return made
 
 

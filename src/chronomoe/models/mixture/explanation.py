@@ -11,6 +11,7 @@ from chronomoe.models.mixture.mixture import DistilledMoE
 
 STEPS = 32
 """Points of the path on which gradients are taken."""
+UNFAMILIAR = "unlike all series that the router learned from"
 SHAPE = (
     *("skewness", "heavy tails", "mean deviation", "trend", "level of the last quarter", "spread of the last quarter"),
     *("size of steps", "change of steps", "share missing", "length", "share unchanged", "share at the lowest value"),
@@ -42,13 +43,16 @@ def explain(mixture: DistilledMoE, context: Float[Tensor, "row time"], *, most: 
 
     Integrated gradients (Sundararajan et al., 2017, https://arxiv.org/abs/1703.01365) of the difference of both scores,
     from the average training series to this one: over all groups they sum to what this series adds to that difference.
+    A series that the teacher forecasts because it is unfamiliar has that one reason.
 
     Args:
         mixture: whose router chose.
         context: a series with its covariates, which choose together.
         most: groups to return, those of the largest size first; negative ones speak for the second expert.
     """
-    router = mixture.router
+    router, whole = mixture.router, torch.zeros(len(context), dtype=torch.long, device=context.device)
+    if int(mixture.route(context, group_ids=whole).expert[0, 0]) == router.num_experts:
+        return [(UNFAMILIAR, 1.0)]
     seen = context.isfinite().any(dim=1)
     inputs = mixture.router_inputs(context[seen] if seen.any() else context)
     with torch.no_grad():

@@ -1,8 +1,8 @@
 """Route 1: whole distilled students as experts, chosen per series by a router."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,21 +14,22 @@ from chronos.chronos_bolt import InstanceNorm
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.configuration_utils import PretrainedConfig
 
 from chronomoe.errors import InputError
-from chronomoe.models.balancing import BalanceConfig, LossFreeBias, expert_load
+from chronomoe.models.balancing import LossFreeBias, expert_load
 from chronomoe.models.chronos2 import (
     ExactChronos2Model,
     ForecastOutput,
     cast_parameters,
     unscale,
 )
-from chronomoe.models.configuration import configuration, parse
+from chronomoe.models.configuration import parse
+from chronomoe.models.mixture.config import DistilledMoEConfig, MixtureConfig
 from chronomoe.models.mixture.cores import check_same_task, core_fields
+from chronomoe.models.mixture.familiarity import Familiarity, divert
 from chronomoe.models.mixture.features import pool_tokens, series_features
 from chronomoe.models.mixture.low_rank import make_experts
-from chronomoe.models.mixture.router import RouterConfig, Routing, RoutingConfig, TimeSeriesRouter, choose, pool_groups
+from chronomoe.models.mixture.router import Routing, RoutingConfig, TimeSeriesRouter, choose, pool_groups
 from chronomoe.models.provenance import warn_of_mixed
 from chronomoe.models.scaling import loc_and_scale
 from chronomoe.models.sparse.upcycling import check_dense
@@ -36,43 +37,6 @@ from chronomoe.models.unwrapping import model_of
 
 Pick = Callable[[Any], Any]
 """Takes an expert's rows of a tensor, or of None."""
-
-
-@configuration
-class MixtureConfig:
-    """All that a ``DistilledMoE`` adds to its experts."""
-
-    router: RouterConfig = field(default_factory=RouterConfig)
-    """The network that scores experts."""
-    routing: RoutingConfig = field(default_factory=RoutingConfig)
-    """How scores become choices."""
-    balance: BalanceConfig = field(default_factory=BalanceConfig)
-    """How experts are kept in use."""
-
-
-class DistilledMoEConfig(PretrainedConfig):
-    """The ``config.json`` of a ``DistilledMoE``."""
-
-    model_type = "chronomoe-distilled"
-
-    def __init__(
-        self,
-        experts: list[dict[str, Any]] | None = None,
-        expert_names: list[str] | None = None,
-        moe: dict[str, Any] | None = None,
-        low_rank: int | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.experts = experts or []
-        self.low_rank = low_rank
-        self.expert_names = expert_names or []
-        self.moe = moe or asdict(MixtureConfig())
-        if self.experts and "feature_length" not in self.moe["router"]:  # written by a version without this field
-            limit = self.experts[0]["chronos_config"]["context_length"]
-            self.moe = self.moe | {"router": self.moe["router"] | {"feature_length": limit}}
-        kwargs.setdefault("chronos_pipeline_class", "ChronoMoEPipeline")
-        kwargs.setdefault("chronos_config", copy.deepcopy(self.experts[0]["chronos_config"]) if self.experts else {})
-        super().__init__(**kwargs)
 
 
 @dataclass
@@ -93,11 +57,17 @@ class DistilledMoE(PreTrainedModel):
     averaging; Ratcliff, 1979), so the median is the average of medians there. Only chosen experts run, each once a
     batch.
 
+    Where there is a ``teacher``, it alone forecasts series that are far from all that the router learned from; the
+    router never scores it, and its name is the last of ``config.expert_names``.
+
     ``experts``, ``router`` and ``top_k`` are there to read; ``build_mixture`` makes one from trained students.
     """
 
     experts: Sequence[ExactChronos2Model]
+    diverts: bool = True
+    """Whether the teacher, if there is one, gets series that are unlike all others."""
     config_class = DistilledMoEConfig
+    _keep_in_fp32_modules_strict = {"familiarity"}  # half precision would round away what tells series apart
     _supports_long_horizon: bool = True
     _supports_future_covariates: bool = True
     _supports_sdpa: bool = True
@@ -106,7 +76,9 @@ class DistilledMoE(PreTrainedModel):
         super().__init__(config)
         self.moe = parse(config.moe, MixtureConfig, source="the mixture's configuration")
         cores = [Chronos2CoreConfig(**copy.deepcopy(core)) for core in config.experts]
-        check_same_task(cores, config.expert_names)
+        extra = config.unfamiliar
+        teacher = None if extra is None else Chronos2CoreConfig(**copy.deepcopy(extra["core"]))
+        check_same_task([*cores, *([] if teacher is None else [teacher])], config.expert_names)
         if self.moe.routing.top_k > len(cores):
             raise InputError(
                 f"top_k must be from 1 to {len(cores)}, the number of experts, got {self.moe.routing.top_k}"
@@ -118,6 +90,12 @@ class DistilledMoE(PreTrainedModel):
         embedding_size = cores[0].d_model if self.moe.router.use_patch_embedding else 0
         self.router = TimeSeriesRouter(len(cores), self.moe.router, embedding_size=embedding_size)
         self.balance_bias = LossFreeBias(len(cores), rate=self.moe.balance.bias_rate)
+        self.teacher: ExactChronos2Model | None = None
+        self.familiarity: Familiarity | None = None
+        if extra is not None and teacher is not None:
+            self.teacher = make_experts([teacher], rank=None)[0]  # type: ignore[assignment]
+            size = len(self.router.mean)
+            self.familiarity = Familiarity(num_domains=extra["domains"], num_features=size)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -143,10 +121,17 @@ class DistilledMoE(PreTrainedModel):
         self.moe = replace(self.moe, routing=routing)
         self.config.moe = asdict(self.moe)
 
+    def members(self) -> Iterator[ExactChronos2Model]:
+        """Yield the experts, and the teacher where there is one, in the order of ``config.expert_names``."""
+        yield from self.experts
+        if self.teacher is not None:
+            yield self.teacher
+
     def active_parameters(self) -> int:
-        """Count the most that the forecast of one series uses: the router and the ``top_k`` largest experts."""
-        sizes = sorted((sum(p.numel() for p in expert.parameters()) for expert in self.experts), reverse=True)
-        return int(sum(sizes[: self.top_k]) + sum(p.numel() for p in self.router.parameters()))
+        """Count the most that the forecast of one series uses: router and ``top_k`` largest experts, or the teacher."""
+        sizes = [sum(p.numel() for p in member.parameters()) for member in self.members()]
+        experts = sum(sorted(sizes[: len(self.experts)], reverse=True)[: self.top_k])
+        return int(max(experts, *sizes[len(self.experts) :], 0) + sum(p.numel() for p in self.router.parameters()))
 
     def router_inputs(self, context: Float[Tensor, "batch time"]) -> Float[Tensor, "batch feature"]:
         """Return the router's inputs for each row."""
@@ -164,15 +149,26 @@ class DistilledMoE(PreTrainedModel):
         *,
         group_ids: Int[Tensor, " batch"] | None = None,
         generator: torch.Generator | None = None,
+        diverts: bool = True,
     ) -> Routing:
-        """Choose experts for each row, the same ones for all rows of a group."""
+        """Choose experts for each row, the same ones for all rows of a group.
+
+        In training all series count as familiar, and so without ``diverts``.
+        """
         with torch.autocast(context.device.type, enabled=False):
-            scores = self.router(self.router_inputs(context))
+            inputs = self.router_inputs(context)
+            parts = self.router(inputs)
+            familiarity = self.familiarity if diverts and self.diverts and not self.training else None
+            if familiarity is not None:
+                parts = torch.cat([parts, familiarity(inputs)[:, None]], dim=1)
         group = torch.arange(len(context), device=context.device)
         if group_ids is not None:
             group = group_ids.unique(return_inverse=True)[1]
-            scores = pool_groups(scores, group=group, observed=context.isfinite().any(dim=1))
+            parts = pool_groups(parts, group=group, observed=context.isfinite().any(dim=1))
+        scores = parts[:, : self.router.num_experts]
         routing = self.choose(scores, training=self.training, generator=generator)
+        if familiarity is not None:
+            routing = divert(routing, parts[:, -1] > familiarity.limit)
         return Routing(*(part[group] for part in routing))
 
     def choose(
@@ -198,7 +194,7 @@ class DistilledMoE(PreTrainedModel):
         balance = self.moe.balance
         if not (self.aux_weight or balance.bias_rate):
             return routing.score.new_zeros(())
-        load = expert_load(routing.expert, num_experts=len(self.experts), used=routing.gate > 0)
+        load = expert_load(routing.expert, num_experts=routing.prob.shape[1], used=routing.gate > 0)
         if training and balance.bias_rate:
             self.balance_bias.update(load)
         return balance.loss(routing.prob, routing.score, load)
@@ -275,7 +271,8 @@ class DistilledMoE(PreTrainedModel):
         for index in routing.expert[used].unique().tolist():
             row, choice = torch.where((routing.expert == index) & used)  # dispatch
             everyone = len(row) == batch
-            part = run(self.experts[index], _keep if everyone else partial(_pick, row=row)).float()
+            expert = self.experts[index] if self.teacher is None or index < len(self.experts) else self.teacher
+            part = run(expert, _keep if everyone else partial(_pick, row=row)).float()
             if self.top_k > 1:
                 part = routing.gate[row, choice, None, None] * part
             if everyone:
@@ -314,6 +311,8 @@ class DistilledMoE(PreTrainedModel):
     ) -> tuple[Chronos2EncoderOutput, tuple[Tensor, Tensor], None, int]:
         """Return the gated average of the chosen experts' tokens, ``(batch, token, d_model)``, as ``embed`` needs it.
 
+        Unfamiliar series are embedded by experts, too.
+
         Raises:
             InputError: the experts differ in ``d_model``, so that their tokens have no average.
         """
@@ -322,7 +321,7 @@ class DistilledMoE(PreTrainedModel):
             raise InputError(
                 f"embeddings need experts of one d_model, these have {sorted(widths)}; embed with one expert"
             )
-        routing = self.route(_observed(context, context_mask), group_ids=group_ids)
+        routing = self.route(_observed(context, context_mask), group_ids=group_ids, diverts=False)
 
         def encode(expert: ExactChronos2Model, pick: Pick) -> Tensor:
             inputs = (pick(context), pick(context_mask), pick(group_ids))
