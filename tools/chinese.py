@@ -14,8 +14,10 @@ PHRASES = {
     "each domain's own expert, looked up by name": "各领域自己的专家（按名字直接取用）",
     r"\*\*a generalist\*\* of the same size and all of the training": "同等大小、用掉全部训练量的**通才**",
     "a generalist of twice the layers": "层数加倍的通才",
+    "a single picked blindly, likewise": "盲选的单一学生（同样由教师预测陌生序列）",
     "a single picked blindly": "盲选的单一学生",
     "the average of all experts": "所有专家的简单平均",
+    r"the teacher, \[who forecasts what is unfamiliar\]\((\S+)\)": r"教师，[陌生序列由它预测](\1)",
     "the teacher": "教师",
     r" \((\S+) to (\S+)\)": r"（\1 至 \2）",
     # speed

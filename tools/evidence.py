@@ -20,6 +20,7 @@ import numpy as np
 import pages
 import yaml
 from ablation import ablate, link
+from unfamiliar import with_teacher
 
 from chronomoe.data.domains import load_domain
 from chronomoe.evaluation.comparison import MIXTURE, Candidate, compare_models
@@ -210,6 +211,49 @@ def loaded(folder: Path) -> Any:
     return ChronoMoEPipeline.from_pretrained(folder).model
 
 
+def unfamiliar(evidence: Evidence) -> Any:
+    """Give finished mixtures a teacher for unfamiliar series: on domains left out, and on the public files."""
+    settings, config = evidence.settings["unfamiliar"], evidence.config()
+    runs, teacher = evidence.without(), load_teacher(config.teacher)
+    domains = {domain.name: domain for domain in map(load, config.domains)}
+    limit = config.evaluation.windows_per_domain
+    tasks = {name: make_task(domain, config.windows, limit=limit) for name, domain in domains.items()}
+    files = sorted(evidence.data.glob("*.parquet")) if evidence.data else []
+
+    def make() -> Any:
+        by_domain = {}
+        for name, folder in runs.items():
+            home = {other: task for other, task in tasks.items() if other != name}
+            by_domain[name] = with_teacher(folder, teacher, {name: tasks[name]}, home, familiar=settings["familiar"])
+        found: dict[str, Any] = {
+            "left_out": {str(share): _averaged(by_domain, str(share)) for share in settings["familiar"]}
+        }
+        if files:
+            few = evidence.settings["never_seen"]["limit"]
+            public = {path.stem: make_task(load_domain(path), config.windows, limit=few) for path in files}
+            tested = with_teacher(evidence.demos()[0], teacher, public, tasks, familiar=settings["familiar"])
+            found["public"] = {share: one._asdict() for share, one in tested.items()}
+        return found
+
+    inputs = {
+        "runs": {name: read(folder / "stages" / "router", "stage.json")["key"] for name, folder in runs.items()},
+        "settings": settings,
+        "files": [path.name for path in files],
+    }
+    return evidence.part("unfamiliar", inputs, make) | seconds(evidence, "unfamiliar")
+
+
+def _averaged(by_domain: Mapping[str, Mapping[str, Any]], share: str) -> dict[str, Any]:
+    """Put the results of domains left out in turn together."""
+    tested = [of[share] for of in by_domain.values()]
+    return {
+        "claims": {rival: together([one.claims[rival] for one in tested]) for rival in tested[0].claims},
+        "unseen": float(np.mean([one.unseen for one in tested])),
+        "familiar": float(np.mean([one.familiar for one in tested])),
+        "at_home": together([one.at_home for one in tested]),
+    }
+
+
 def real(evidence: Evidence) -> Any:
     """Compare one mixture for all public files with what its user would have otherwise."""
     folder = evidence.finished("real", evidence.settings["real"])
@@ -370,6 +414,7 @@ PARTS: dict[str, tuple[Callable[[Evidence], Any], bool]] = {
     "demo": (demo, False),
     "held_out": (held_out, False),
     "never_seen": (never_seen, True),
+    "unfamiliar": (unfamiliar, False),
     "budgets": (budgets, False),
     "ablation": (ablation, False),
     "routes": (routes, False),

@@ -12,6 +12,7 @@ TITLES = {
     "demo": "The demo, over seeds",
     "held_out": "Domains nobody has seen: each demo domain left out in turn",
     "never_seen": "Domains nobody has seen: the demo's mixture on public files",
+    "unfamiliar": "Domains nobody has seen, with the teacher for what is unfamiliar",
     "budgets": "More training",
     "ablation": "What each part is worth",
     "routes": "Routes 2 and 3",
@@ -120,6 +121,33 @@ def never_seen(found: Found) -> list[str]:
         "",
         *table(["file", *models], [*rows, ["geometric mean", *whole]]),
     ]
+
+
+def unfamiliar(found: Found) -> list[str]:
+    """Ratios of mixtures with a teacher on series nobody has seen, by what counts as familiar."""
+    parts = {"left_out": "each demo domain left out in turn", "public": "the demo's mixture on public files"}
+    lines = [
+        "`unfamiliar: {forecast_by: teacher}`: the teacher forecasts what is further from all that the router learned",
+        "from than a share of its validation windows, *familiar*, is. WQL of that mixture against:",
+    ]
+    for part, title in parts.items():
+        if part not in found:
+            continue
+        rivals = list(next(iter(found[part].values()))["claims"])
+        rows = [
+            [
+                share,
+                *(span(one["claims"][rival]) for rival in rivals),
+                span(one["at_home"]),
+                f"{one['unseen']:.0%}",
+                f"{one['familiar']:.1%}",
+            ]
+            for share, one in found[part].items()
+        ]
+        names = ["the mixture without" if rival == "mixture" else rival for rival in rivals]
+        head = ["familiar", *names, "without, on its own domains", "unseen to the teacher", "own to the teacher"]
+        lines += ["", f"*{title}*:", "", *table(head, rows)]
+    return lines
 
 
 def budgets(found: Found) -> list[str]:
@@ -242,6 +270,7 @@ SECTIONS = {
     "demo": demo,
     "held_out": held_out,
     "never_seen": never_seen,
+    "unfamiliar": unfamiliar,
     "budgets": budgets,
     "ablation": ablation,
     "routes": routes,

@@ -20,11 +20,12 @@ def evidence():
         import ablation
         import evidence
         import evidence_tables
+        import unfamiliar
 
         yield evidence
     finally:
         sys.path.remove(str(TOOLS))
-        for module in (ablation, evidence, evidence_tables):
+        for module in (ablation, evidence, evidence_tables, unfamiliar):
             del sys.modules[module.__name__]
 
 
@@ -44,6 +45,8 @@ def call(evidence, make_recipe, monkeypatch, tmp_path):
         "changes": {},
         "seeds": [0, 1],
         "held_out": {"baselines": ["single"]},
+        "never_seen": {"limit": 4},
+        "unfamiliar": {"familiar": [0.5, 0.9]},
         "budgets": {"steps": [4], "changes": {"baselines": ["generalist-full"]}},
         "routes": ROUTES | {"routes": ["mixture", "upcycle", "expand"], "budget": {"steps": 60}},
         "ablation": {
@@ -74,7 +77,7 @@ def test_parts_are_measured_named_where_missing_and_not_measured_again(call, cap
     assert [one["ratio"] for one in rows["as it is"]] == [1.0, 1.0]
     assert (len(rows["K = 1"]), len(rows["even"])) == (2, 1)
     assert rows["K = 1"][0]["experts"] == pytest.approx(1)
-    assert page.count("Not measured here") == 6
+    assert page.count("Not measured here") == 7
     capfd.readouterr()
     assert call("--part", "demo", "--part", "budgets", "--part", "ablation") == page
     made = [line for line in capfd.readouterr().err.splitlines() if line.startswith("✓") and "skipped" not in line]
@@ -86,6 +89,19 @@ def test_each_domain_is_left_out_in_turn(call, tmp_path):
     assert "|  | power | sales | all |" in page
     found = json.loads((tmp_path / "out" / "held_out.json").read_text())["claims"]
     assert set(found["teacher"]) == {"power", "sales", "all"}
+
+
+def test_mixtures_get_a_teacher_for_what_is_unfamiliar(call, series_files, tmp_path):
+    page = call("--part", "held_out", "--part", "unfamiliar", "--data", series_files["sales"].parent)
+    assert "| familiar | the mixture without | teacher | average single |" in page
+    found = json.loads((tmp_path / "out" / "unfamiliar.json").read_text())
+    assert set(found["left_out"]) == {"0.5", "0.9"}
+    less, more = found["left_out"]["0.9"], found["left_out"]["0.5"]
+    assert less["unseen"] <= more["unseen"]
+    assert less["familiar"] <= more["familiar"]
+    assert more["unseen"] == pytest.approx(1), "an hourly and a daily domain are nothing alike"
+    assert more["claims"]["teacher"] == pytest.approx([1, 1, 1], abs=1e-3)
+    assert set(found["public"]["0.9"]["claims"]) >= {"mixture", "teacher"}
 
 
 def test_the_routes_take_over_what_the_demo_made(call, capfd, tmp_path):
