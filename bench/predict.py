@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from answer import answer, clock, full_size, mixture_of
 
 from chronomoe import ChronoMoEPipeline, load_model
-from chronomoe.predict import predict_file
+from chronomoe.predict import Forecaster
 
 HORIZON = 24
 PART = 1000
@@ -70,7 +70,7 @@ def timed(model: Path, file: Path, out: Path, *, dtype: str) -> tuple[float, flo
     ChronoMoEPipeline._predict_step = step
     try:
         begin = clock()
-        predict_file(str(model), file, horizon=HORIZON, out=out, dtype=dtype)
+        Forecaster(str(model), horizon=HORIZON, dtype=dtype).write(file, out)
         return clock() - begin, inside[0]
     finally:
         ChronoMoEPipeline._predict_step = plain
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--forecast", type=Path, nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.forecast:
-        predict_file(str(options.forecast[0]), options.forecast[1], horizon=HORIZON, out=options.forecast[2])
+        Forecaster(str(options.forecast[0]), horizon=HORIZON).write(options.forecast[1], options.forecast[2])
         unit = 1 if sys.platform == "darwin" else 1024
         print(json.dumps({"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}))
         return

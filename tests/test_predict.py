@@ -18,7 +18,7 @@ from chronomoe.data.forecasts import find_unit
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.mixture import MixtureConfig, build_mixture
-from chronomoe.predict import predict_file
+from chronomoe.predict import Forecaster
 
 HORIZON = 5
 
@@ -44,7 +44,7 @@ def predicted(model, frame, folder, *, future=None, **options):
         future.to_parquet(folder / "future.parquet", index=False)
         options["future"] = folder / "future.parquet"
     out = folder / "new" / "forecasts.parquet"
-    count = predict_file(str(model), folder / "past.csv", out=out, **{"horizon": 5} | options)
+    count = Forecaster(str(model), **{"horizon": 5} | options).write(folder / "past.csv", out)
     found = pd.read_parquet(out)
     assert len(found) == count
     return found
@@ -190,7 +190,7 @@ def test_a_file_forecast_in_parts_gives_what_it_gives_at_once(moe, pipeline, lar
         table = pd.DataFrame(found, columns=["id", "timestamp", "target"])
         path = tmp_path / "saved" if layout == "saved" else path
         datasets.Dataset.from_pandas(table).save_to_disk(path) if layout == "saved" else table.to_parquet(path)
-    predict_file(str(moe), path, horizon=HORIZON, out=tmp_path / "out.parquet")
+    Forecaster(str(moe), horizon=HORIZON).write(path, tmp_path / "out.parquet")
     found = pd.read_parquet(tmp_path / "out.parquet")
     want = pipeline.predict_df(large, prediction_length=HORIZON, quantile_levels=[0.1, 0.5, 0.9])
     pd.testing.assert_frame_equal(found, want, rtol=1e-4)
@@ -203,7 +203,7 @@ class KilledError(BaseException):
 
 
 def test_a_killed_forecast_goes_on_where_it_was(moe, large, tmp_path, monkeypatch):
-    predict_file(str(moe), tmp_path / "past.parquet", horizon=HORIZON, out=tmp_path / "want.parquet")
+    Forecaster(str(moe), horizon=HORIZON).write(tmp_path / "past.parquet", tmp_path / "want.parquet")
     calls = []
     plain = ChronoMoEPipeline.predict_quantiles
 
@@ -216,14 +216,14 @@ def test_a_killed_forecast_goes_on_where_it_was(moe, large, tmp_path, monkeypatc
     monkeypatch.setattr(ChronoMoEPipeline, "predict_quantiles", counted)
     out = tmp_path / "out.parquet"
     with pytest.raises(KilledError):
-        predict_file(str(moe), tmp_path / "past.parquet", horizon=HORIZON, out=out)
+        Forecaster(str(moe), horizon=HORIZON).write(tmp_path / "past.parquet", out)
     assert not out.exists()
     shutil.copytree(tmp_path / "out.parquet.parts", tmp_path / "other.parquet.parts")
-    predict_file(str(moe), tmp_path / "past.parquet", horizon=HORIZON, out=out)
+    Forecaster(str(moe), horizon=HORIZON).write(tmp_path / "past.parquet", out)
     assert out.read_bytes() == (tmp_path / "want.parquet").read_bytes()
     assert sum(calls) == large.item_id.nunique() + calls[2]  # the part that was cut short is made again, no other
     before = len(calls)
-    predict_file(str(moe), tmp_path / "past.parquet", horizon=HORIZON + 1, out=tmp_path / "other.parquet")
+    Forecaster(str(moe), horizon=HORIZON + 1).write(tmp_path / "past.parquet", tmp_path / "other.parquet")
     assert sum(calls[before:]) == large.item_id.nunique()  # of another horizon, nothing is used
 
 
@@ -247,7 +247,7 @@ def test_no_more_than_three_parts_are_in_memory_whatever_the_size_of_the_file(
             del part
 
     monkeypatch.setattr(predict, "stream_series", counted)
-    predict_file(str(moe), tmp_path / "past.parquet", horizon=HORIZON, out=tmp_path / "out.parquet")
+    Forecaster(str(moe), horizon=HORIZON).write(tmp_path / "past.parquet", tmp_path / "out.parquet")
     assert most["series"] <= 3 * most["part"] < last
 
 
@@ -257,7 +257,7 @@ def test_a_part_that_cannot_be_written_ends_the_forecast(moe, large, tmp_path, m
 
     monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
     with pytest.raises(InputError, match="the disk that holds .* is full"):
-        predict_file(str(moe), tmp_path / "past.parquet", horizon=HORIZON, out=tmp_path / "out.parquet")
+        Forecaster(str(moe), horizon=HORIZON).write(tmp_path / "past.parquet", tmp_path / "out.parquet")
     assert not (tmp_path / "out.parquet").exists()
 
 
@@ -265,7 +265,7 @@ def test_a_part_that_breaks_a_rule_leaves_nothing_behind(moe, large, tmp_path):
     large.loc[len(large) - 3, "target"] = np.inf
     large.to_parquet(tmp_path / "past.parquet")
     with pytest.raises(InputError, match="must hold finite.*'i11'"):
-        predict_file(str(moe), tmp_path / "past.parquet", horizon=HORIZON, out=tmp_path / "out.parquet")
+        Forecaster(str(moe), horizon=HORIZON).write(tmp_path / "past.parquet", tmp_path / "out.parquet")
     assert os.listdir(tmp_path) == ["past.parquet"]
 
 
@@ -334,7 +334,7 @@ def test_a_file_with_a_zone_is_forecast_in_it(moe, pipeline, make_frame, tmp_pat
     frame = make_frame(2, 88, freq="D")
     frame["timestamp"] = frame.timestamp.dt.tz_localize("Europe/Berlin")  # clocks change in the horizon
     frame.to_parquet(tmp_path / "past.parquet")
-    predict_file(str(moe), tmp_path / "past.parquet", horizon=HORIZON, out=tmp_path / "out.parquet")
+    Forecaster(str(moe), horizon=HORIZON).write(tmp_path / "past.parquet", tmp_path / "out.parquet")
     found = pd.read_parquet(tmp_path / "out.parquet")
     assert found.timestamp[:HORIZON].tolist() == list(pd.date_range("2024-03-29", periods=5, tz="Europe/Berlin"))
     pd.testing.assert_frame_equal(
@@ -358,7 +358,7 @@ def test_true_is_one_on_both_sides(pipeline, make_frame, past, ahead):
 def test_booleans_of_a_file_count_as_those_of_a_frame(moe, pipeline, make_frame, tmp_path):
     frame = make_frame(2, 60, covariate="promo").astype({"promo": bool})
     frame.to_parquet(tmp_path / "past.parquet")
-    predict_file(str(moe), tmp_path / "past.parquet", horizon=HORIZON, out=tmp_path / "out.parquet")
+    Forecaster(str(moe), horizon=HORIZON).write(tmp_path / "past.parquet", tmp_path / "out.parquet")
     want = pipeline.predict_df(frame, prediction_length=HORIZON, quantile_levels=[0.1, 0.5, 0.9])
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "out.parquet"), want, rtol=1e-4)
 

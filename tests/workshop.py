@@ -88,6 +88,9 @@ def furnished(small_recipes, tmp_path_factory):
         sales[split].to_csv(folder / f"{name}.csv", index=False)
         sales[split].to_parquet(folder / f"{name}.parquet", index=False)
     sales.to_parquet(folder / "actuals.parquet", index=False)
+    (folder / "parts").mkdir()
+    for name, part in sales[split].groupby("item_id"):
+        part.to_parquet(folder / "parts" / f"{name}.parquet", index=False)
     sales[~split].drop(columns="target").to_csv(folder / "future.csv", index=False)
     for name in ("traffic", "energy"):
         long_frame([f"{name}-1", f"{name}-2"], freq="h").to_csv(folder / f"{name}.csv", index=False)

@@ -16,7 +16,7 @@ from chronomoe.models.scaling import loc_and_scale, loc_and_scale_without_branch
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.upcycling import upcycle
 from chronomoe.models.student import StudentConfig, create_student_model
-from chronomoe.predict import predict_file
+from chronomoe.predict import Forecaster
 from chronomoe.stages.evaluation import evaluate_checkpoints
 from chronomoe.stages.export import export_checkpoint
 from chronomoe.stages.processes import place_model
@@ -145,13 +145,13 @@ def test_files_are_forecast_with_a_graph(exported, tmp_path):
     pipeline, _, folder = exported
     frame = series_to_frame(sample_domain(count=3, length=90).series)
     frame.to_parquet(tmp_path / "past.parquet")
-    predict_file(folder, tmp_path / "past.parquet", horizon=20, out=tmp_path / "out.parquet")
+    Forecaster(folder, horizon=20).write(tmp_path / "past.parquet", tmp_path / "out.parquet")
     expected = pipeline.predict_df(frame, prediction_length=20)
     assert np.allclose(
         pd.read_parquet(tmp_path / "out.parquet").predictions, expected.predictions, rtol=1e-4, atol=1e-4
     )
     with pytest.raises(InputError, match="settled by its export"):
-        predict_file(folder, tmp_path / "past.parquet", horizon=20, out=tmp_path / "out.parquet", dtype="bfloat16")
+        Forecaster(folder, horizon=20, dtype="bfloat16").write(tmp_path / "past.parquet", tmp_path / "out.parquet")
 
 
 def test_a_graph_is_scored_beside_the_checkpoint_it_was_made_of(exported):
@@ -168,11 +168,11 @@ def test_a_graph_stays_on_the_cpu_beside_a_gpu_nobody_asked_it_to_use(exported, 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     series_to_frame(sample_domain(count=3, length=90).series).to_parquet(tmp_path / "past.parquet")
-    predict_file(exported[2], tmp_path / "past.parquet", horizon=20, out=tmp_path / "out.parquet")
+    Forecaster(exported[2], horizon=20).write(tmp_path / "past.parquet", tmp_path / "out.parquet")
     assert len(pd.read_parquet(tmp_path / "out.parquet")) == 60
     assert place_model(exported[1].model) == torch.device("cpu")
     with pytest.raises(InputError, match="an exported model runs on the CPU, got device 'cuda:0'"):
-        predict_file(exported[2], tmp_path / "past.parquet", horizon=20, out=tmp_path / "cuda.parquet", device="cuda")
+        Forecaster(exported[2], horizon=20, device="cuda").write(tmp_path / "past.parquet", tmp_path / "cuda.parquet")
 
 
 def test_a_server_leaves_a_graph_on_the_cpu_too(exported, monkeypatch):

@@ -227,12 +227,12 @@ def test_bands_of_another_mixture_are_refused(calibrated, experts, make_mixture,
 
 
 def test_an_interrupted_forecast_is_not_continued_with_other_bands(saved, calibrated, make_frame, tmp_path):
-    from chronomoe.predict import predict_file
+    from chronomoe.predict import Forecaster
 
     make_frame(2, 100).to_csv(tmp_path / "past.csv", index=False)
     outs = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     for name, out in zip((saved, calibrated[0]), outs, strict=True):
-        predict_file(str(name), tmp_path / "past.csv", horizon=4, out=out)
+        Forecaster(str(name), horizon=4).write(tmp_path / "past.csv", out)
     found = [pd.read_parquet(out) for out in outs]
     np.testing.assert_allclose(found[0].predictions, found[1].predictions, rtol=1e-5)
     assert not np.allclose(found[0]["0.9"], found[1]["0.9"])

@@ -15,7 +15,20 @@ from chronomoe.errors import InputError, extra
 ROOT = Path(__file__).parents[2]
 SOURCE = Path(chronomoe.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-EXTRAS = ("autogluon", "baselines", "darts", "fev", "gluonts", "lora", "onnx", "pretrain", "s3", "serve", "sktime")
+EXTRAS = (
+    "autogluon",
+    "baselines",
+    "darts",
+    "fev",
+    "gluonts",
+    "lora",
+    "onnx",
+    "pretrain",
+    "ray",
+    "s3",
+    "serve",
+    "sktime",
+)
 """Extras whose packages ``src`` imports; the others are data, or for developers."""
 INSIDE = {"torch.utils.tensorboard": "tensorboard"}
 """Modules that import a package which is not theirs."""

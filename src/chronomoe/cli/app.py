@@ -288,11 +288,20 @@ def evaluate(
 @command()
 def predict(
     model: opt.Model,
-    file: Annotated[Path, typer.Argument(help=f"Past values: {opt.TABLE_HELP}.")],
+    file: Annotated[Path, typer.Argument(help=f"Past values: {opt.TABLE_HELP}, or a folder of such parts.")],
     horizon: opt.Horizon,
-    out: opt.OutFile,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", parser=opt.as_path, metavar="PATH", help="File to write; of a folder of parts, a new folder."
+        ),
+    ],
     future: Annotated[
-        Path | None, typer.Option(help="File with item_id, timestamp and the known covariates of the forecast steps.")
+        Path | None,
+        typer.Option(
+            help="File with item_id, timestamp and the known covariates of the forecast steps; of parts, or a folder "
+            "of files named like them."
+        ),
     ] = None,
     target: opt.Target = None,
     freq: opt.Freq = None,
@@ -301,13 +310,16 @@ def predict(
     device: opt.Device = "auto",
     dtype: opt.Dtype = "float32",
     experts: Annotated[bool, typer.Option("--experts", help="Add a column with the main expert of a series.")] = False,
+    engine: opt.Engine = "local",
+    workers: opt.Workers = None,
 ) -> None:
-    """Forecast every series of a file.
+    """Forecast every series of a file, or of a folder of parts.
 
     Writes a .csv or .parquet file with one row per step: item_id, timestamp,
     target_name, predictions (the median), and a column per quantile level. The
-    first step follows the last row of each series. After an interruption the
-    same command continues.
+    first step follows the last row of each series. Of a folder, where --out
+    names a folder too, each part is forecast on its own, here or by the workers
+    of --engine ray. After an interruption the same command continues.
 
     Example: chronomoe predict moe past.csv --horizon 48 --out forecasts.csv
 
@@ -315,22 +327,15 @@ def predict(
     cannot be inferred (give --freq), and a --future file without a row for
     every forecast step.
     """
-    from chronomoe.predict import predict_file
+    from chronomoe.partitions import predict_parts
+    from chronomoe.predict import Forecaster
 
-    rows = predict_file(
-        model,
-        file,
-        horizon=horizon,
-        out=out,
-        future=future,
-        target=target,
-        freq=freq,
-        levels=opt.split(levels, float, "quantile levels must be numbers separated by commas, such as 0.1,0.5,0.9"),
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        experts=experts,
-    )
+    numbers = opt.split(levels, float, "quantile levels must be numbers separated by commas, such as 0.1,0.5,0.9")
+    asked = opt.pick(Forecaster, locals(), levels=numbers)
+    if engine == "local" and (out.suffix or not file.is_dir()):
+        rows = asked.write(file, out)
+    else:
+        rows = predict_parts(asked, file, out, engine=engine, workers=workers)
     print(f"saved {out}: {rows} rows")
 
 

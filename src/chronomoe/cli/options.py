@@ -66,6 +66,13 @@ Dtype = Annotated[
         "changes the error of forecasts by less than 0.1 %."
     ),
 ]
+Engine = Annotated[
+    str,
+    typer.Option(help="local, or ray: the workers of a Ray cluster, which RAY_ADDRESS may name; its own here if none."),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Workers of --engine ray, each of one core.", show_default="one a core")
+]
 Precision = Annotated[
     str,
     typer.Option(

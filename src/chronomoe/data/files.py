@@ -114,7 +114,23 @@ def _tables(path: Path) -> dict[str, list[Path]]:
     files = _entries(path)
     if len(files) == 1 or _is_table(path, files):
         return {path.name: files}
-    parts = {file.name.removesuffix(suffix_of(file)): [file] for file in files}
+    return {name: [file] for name, file in _named(files).items()}
+
+
+def parts_of(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder, in order, by their names without suffix.
+
+    Raises:
+        InputError: there is no such folder, or it holds no files that ``read_series`` reads.
+    """
+    check_file(folder)
+    if not folder.is_dir():
+        raise InputError(f"parts lie in a folder, got the file {str(folder)!r}")
+    return _named(_entries(folder))
+
+
+def _named(files: Sequence[Path]) -> dict[str, Path]:
+    parts = {file.name.removesuffix(suffix_of(file)): file for file in files}
     if len(parts) < len(files):
         raise InputError(f"files of a folder must differ in more than their suffix, got {listed(map(str, files))}")
     return parts

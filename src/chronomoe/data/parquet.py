@@ -73,7 +73,7 @@ def _runs(table: pa.Table) -> pa.Array:
     return pc.run_end_encode(ids.dictionary_decode() if pa.types.is_dictionary(ids.type) else ids)
 
 
-def _items(files: Sequence[Path]) -> Iterator[NDArray[Any]]:
+def items_of(files: Sequence[Path]) -> Iterator[NDArray[Any]]:
     """Yield the items of long files, each once for all rows that follow each other."""
     last: object = None
     for table in _scan(files, [ITEM_ID]):
@@ -89,13 +89,13 @@ def scattered(files: Sequence[Path]) -> str | None:
     """
     if layout_of_files(files) != "long":
         return None
-    hashes = np.concatenate([np.empty(0, np.uint64), *map(pd.util.hash_array, _items(files))])
+    hashes = np.concatenate([np.empty(0, np.uint64), *map(pd.util.hash_array, items_of(files))])
     ordered = np.sort(hashes)
     if not (ordered[1:] == ordered[:-1]).any():
         return None
     order = np.argsort(hashes, kind="stable")
     again = order[1:][ordered[1:] == ordered[:-1]].min()
-    return str(next(itertools.islice(itertools.chain.from_iterable(_items(files)), again, None)))
+    return str(next(itertools.islice(itertools.chain.from_iterable(items_of(files)), again, None)))
 
 
 def batches(files: Sequence[Path], wish: Wish) -> Iterator[pa.Table]:
