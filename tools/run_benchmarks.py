@@ -37,6 +37,8 @@ AIMS = {
     "predict of 10,000 series of 200 steps (D): time beyond the model's": "0.3",
     "predict's peak memory at 40,000 series against 4,000, beyond one's": "1.2",
     "chronomoe --help against import torch": "0.8",
+    **{f"{name} in float32 against the checkpoint in float32, batch 1": "1.5" for name in ("ONNX", "OpenVINO")},
+    **{f"{name} in int8 against its float32, batch 64": "1.5" for name in ("ONNX", "OpenVINO")},
     "gain of batching at 32 clients": "5",
     "p99 at 70 % load over the lone latency": "3",
     "accepted requests lost in 20 restarts": "0",

@@ -22,7 +22,7 @@ from chronomoe.checkpoints.writing import PUSH_OPTIONS, push_folder, write_check
 from chronomoe.data.batching import Inputs, runs_of_similar, without_future
 from chronomoe.data.forecasts import check_asked, forecast_frame
 from chronomoe.data.series import ITEM_ID, TARGET, TIMESTAMP
-from chronomoe.errors import InputError, extra
+from chronomoe.errors import InputError
 from chronomoe.models.bands import with_bands
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.folded import computing_in
@@ -87,7 +87,8 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
             **kwargs: as in ``PreTrainedModel.from_pretrained``. ``dtype`` is float32 unless given, whatever is stored.
                 "auto" takes the encoder's products in bfloat16 where the processor has units for it and a short trial,
                 one for each size of a batch, says that it wins, which changes WQL by less than 0.1 %.
-                ``backend="onnx"`` forecasts what ``chronomoe export`` wrote: the default for a folder of such a graph.
+                ``backend`` is "onnx" or "openvino" for what ``chronomoe export`` wrote; unless given, what it was
+                exported for.
 
         Raises:
             InputError: there is no such checkpoint, its weights are missing, cut short or do not fit its
@@ -96,9 +97,9 @@ class ChronoMoEPipeline(Chronos2Pipeline):  # type: ignore[misc]
         """
         name, backend = pretrained_model_name_or_path, kwargs.pop("backend", None)
         if exported(name, backend):
-            with extra("onnx"):
-                from chronomoe.export.runtime import OnnxModel
-            return cls(OnnxModel(name))
+            from chronomoe.export.runtime import OnnxModel
+
+            return cls(OnnxModel(name, backend=backend))
         model = load_checkpoint(name, *args, force_s3_download=force_s3_download, **kwargs)
         auto = (kwargs.get("dtype") or kwargs.get("torch_dtype")) == "auto"
         return cls(model, trials=DtypeTrials(time.perf_counter) if auto else None)

@@ -1,7 +1,11 @@
 """A student or a whole mixture as one ONNX graph: the numbers of the model it was made of."""
 
+import json
+import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -27,6 +31,7 @@ from sample_series import sample_domain, series_to_frame
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
 pytest.importorskip("onnxscript", reason="needs the extra onnx")
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
+from chronomoe.export.engines import ENGINES  # noqa: E402
 from chronomoe.export.folder import export_model  # noqa: E402  # which imports the extra
 
 TOLERANCE = 2e-5
@@ -40,8 +45,8 @@ def export(folder, out, *options):
 
 
 @pytest.fixture(scope="module")
-def exported(make_teacher, make_context, tmp_path_factory):
-    """Export a mixture of experts of two shapes, whose router takes sides; return both pipelines and the folder."""
+def made(make_teacher, tmp_path_factory):
+    """Export a mixture of experts of two shapes, whose router takes sides; return its pipeline and the folder."""
     from chronomoe.models.chronos2 import use_exact_group_attention
     from chronomoe.models.mixture.mixture import MixtureConfig, build_mixture
     from chronomoe.models.mixture.router import RouterConfig, RoutingConfig
@@ -58,7 +63,17 @@ def exported(make_teacher, make_context, tmp_path_factory):
     pipeline.save_pretrained(root / "mixture")
     done = export(root / "mixture", root / "graph")
     assert done.returncode == 0, done.stderr
-    return pipeline, ChronoMoEPipeline.from_pretrained(root / "graph"), root / "graph"
+    return pipeline, root / "graph"
+
+
+@pytest.fixture(scope="module", params=["onnx", "openvino"])
+def exported(made, request):
+    """Return the pipelines of the mixture and of its graph in a runtime, and the folder."""
+    pytest.importorskip(
+        {"onnx": "onnxruntime"}.get(request.param, request.param), reason=f"needs the extra {request.param}"
+    )
+    pipeline, folder = made
+    return pipeline, ChronoMoEPipeline.from_pretrained(folder, backend=request.param), folder
 
 
 def branches(graph, condition):
@@ -185,8 +200,56 @@ def test_a_server_leaves_a_graph_on_the_cpu_too(exported, monkeypatch):
     assert list(make_app(plan).state.service.models.models) == ["fast"]
 
 
-def test_weights_beyond_two_gigabytes_lie_beside_the_graph(exported, make_context, tmp_path, monkeypatch):
-    pipeline, loaded, folder = exported
+def test_forecasts_at_once_are_those_one_after_the_other(exported, make_context):
+    graph = exported[1].model
+    contexts = [make_context(rows, 30 + 17 * rows) for rows in (1, 3, 2, 5)] * 4
+    expected = [graph(one).quantile_preds for one in contexts]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda one: graph(one).quantile_preds, contexts))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("backend", "module"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_one_runtime_needs_no_other(made, monkeypatch, backend, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InputError, match=rf"needs {module}, .*run: pip install 'chronomoe\[{backend}\]'"):
+        ChronoMoEPipeline.from_pretrained(made[1], backend=backend)
+    other = {"onnx": "openvino", "openvino": "onnx"}[backend]
+    if find_spec({"onnx": "onnxruntime"}.get(other, other)):
+        ChronoMoEPipeline.from_pretrained(made[1], backend=other)
+
+
+def test_an_export_says_what_runs_it(made, tmp_path, monkeypatch):
+    shutil.copytree(made[1], tmp_path / "graph")
+    config = json.loads((tmp_path / "graph" / "config.json").read_text())
+    assert config["backend"] == "onnx"
+    opened = []
+    engine = lambda path, threads: opened.append(path.parent.name)  # noqa: E731
+    monkeypatch.setitem(ENGINES, "openvino", engine)
+    for backend, loaded in (("openvino", 1), ("onnx", 1)):
+        (tmp_path / "graph" / "config.json").write_text(json.dumps(config | {"backend": backend}))
+        ChronoMoEPipeline.from_pretrained(tmp_path / "graph")
+        assert len(opened) == loaded
+    (tmp_path / "graph" / "config.json").write_text(json.dumps(config | {"backend": "tflite"}))
+    with pytest.raises(InputError, match="its backend must be one of onnx, openvino, got 'tflite'"):
+        ChronoMoEPipeline.from_pretrained(tmp_path / "graph")
+    with pytest.raises(InputError, match="backend must be one of onnx, openvino, got 'tflite'"):
+        export_model(made[0].model, tmp_path / "other", backend="tflite")
+
+
+@pytest.mark.parametrize(("backend", "module"), [("onnx", "onnxruntime"), ("openvino", "openvino")])
+def test_a_graph_that_a_runtime_cannot_read_is_refused(made, tmp_path, backend, module):
+    pytest.importorskip(module, reason=f"needs the extra {backend}")
+    shutil.copytree(made[1], tmp_path / "graph")
+    (tmp_path / "graph" / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(InputError, match="cannot load"):
+        ChronoMoEPipeline.from_pretrained(tmp_path / "graph", backend=backend)
+
+
+def test_weights_beyond_two_gigabytes_lie_beside_the_graph(made, make_context, tmp_path, monkeypatch):
+    pipeline, folder = made
+    loaded = ChronoMoEPipeline.from_pretrained(folder)
     whole, check = onnx.load(folder / "model.onnx"), onnx.checker.check_model
 
     def check_files_only(model, *args, **kwargs):  # as onnx does with a graph of that size

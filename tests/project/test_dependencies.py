@@ -23,6 +23,7 @@ EXTRAS = (
     "gluonts",
     "lora",
     "onnx",
+    "openvino",
     "pretrain",
     "ray",
     "s3",

@@ -50,9 +50,9 @@ def exported(name: str | Path, backend: str | None) -> bool:
     Raises:
         InputError: there is no such backend.
     """
-    if backend not in (None, "torch", "onnx"):
-        raise InputError(f"backend must be 'torch' or 'onnx', got {backend!r}")
-    return backend == "onnx" or (backend is None and (Path(name).expanduser() / GRAPH).is_file())
+    if backend not in (None, "torch", "onnx", "openvino"):
+        raise InputError(f"backend must be 'torch', 'onnx' or 'openvino', got {backend!r}")
+    return backend in ("onnx", "openvino") or (backend is None and (Path(name).expanduser() / GRAPH).is_file())
 
 
 def _names_a_folder(name: str | Path) -> bool:

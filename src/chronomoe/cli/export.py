@@ -15,6 +15,9 @@ def export(
         bool,
         typer.Option("--int8", help="Take feed-forward and output products of experts in int8, calibrated on --data."),
     ] = False,
+    backend: Annotated[
+        str, typer.Option(help="What runs it unless told otherwise: onnx (ONNX Runtime) or openvino, its own extra.")
+    ] = "onnx",
     data: Annotated[
         list[str] | None,
         typer.Option(help="Series like those that will be forecast, for --int8; repeat it. " + opt.DATA_HELP),
@@ -28,7 +31,8 @@ def export(
     """Write a student or a mixture, router included, as one ONNX graph.
 
     Writes model.onnx, config.json and a model card, with which `chronomoe predict`
-    and ChronoMoEPipeline forecast through ONNX Runtime. Needs the extra "onnx".
+    and ChronoMoEPipeline forecast through ONNX Runtime or OpenVINO. Needs the extra
+    "onnx"; to forecast with OpenVINO, "openvino" is enough.
 
     Example: chronomoe export runs/demo/moe --out exported --int8 --data demo:traffic
 
@@ -48,5 +52,6 @@ def export(
         out,
         domains=[opt.read_domain(part, target, known_covariate, freq=freq) for part in data or ()],
         windows=opt.read_windows(context_length, horizon),
+        backend=backend,
     )
     print(f"saved {path}")

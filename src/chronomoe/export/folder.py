@@ -14,6 +14,7 @@ from chronomoe.checkpoints.finding import GRAPH
 from chronomoe.checkpoints.writing import whole_folder
 from chronomoe.data.windows import Batch
 from chronomoe.errors import InputError
+from chronomoe.export.engines import ENGINES
 from chronomoe.export.form import Read, ReadForm, known_ahead
 from chronomoe.export.graph import build_graph
 from chronomoe.export.narrowing import to_int8
@@ -26,26 +27,35 @@ LARGEST_FILE = 2**31 - 2**24
 """Bytes of a graph; the weights of larger ones lie beside it."""
 
 
-def export_model(model: PreTrainedModel, folder: str | Path, *, calibration: Sequence[Batch] | None = None) -> Path:
+def export_model(
+    model: PreTrainedModel,
+    folder: str | Path,
+    *,
+    calibration: Sequence[Batch] | None = None,
+    backend: str = "onnx",
+) -> Path:
     """Write a student or a mixture as one ONNX graph, whole or not at all.
 
-    ``ChronoMoEPipeline.from_pretrained(folder)`` forecasts with it through ONNX Runtime, with the numbers of the model
-    itself: within 2e-5 of the scale of a series in float32. Recalibrated bands go with it.
+    ``ChronoMoEPipeline.from_pretrained(folder)`` forecasts with it, with the numbers of the model itself: within 2e-5
+    of the scale of a series in float32. Recalibrated bands go with it.
 
     Args:
         model: a dense Chronos-2 model or a mixture of them, in float32.
         folder: a new or empty folder, or one that holds a checkpoint, which is replaced.
         calibration: batches as ``collate`` makes them. Given these, the products of experts are taken in int8, and
             activations have the ranges that they have on the batches. The router stays float32.
+        backend: what runs the folder unless told otherwise, "onnx" (ONNX Runtime) or "openvino". The graph is the same.
 
     Raises:
-        InputError: the model has MoE layers or adapters, or there is nothing to calibrate on.
+        InputError: there is no such backend, the model has MoE layers or adapters, or there is nothing to calibrate on.
     """
     if not isinstance(model, ExactChronos2Model | DistilledMoE) or isinstance(model, SparseChronos2Model):
         raise InputError(
             f"only students and mixtures of them are exported, got a {type(model).__name__}: routing token by token "
             "has no form in one graph that skips work; distil a dense student"
         )
+    if backend not in ENGINES:
+        raise InputError(f"backend must be one of {', '.join(ENGINES)}, got {backend!r}")
     model = (with_whole_experts(model) if isinstance(model, DistilledMoE) else model).eval()
     if calibration is None:
         graph = build_graph(model)
@@ -61,6 +71,7 @@ def export_model(model: PreTrainedModel, folder: str | Path, *, calibration: Seq
         onnx.checker.check_model(scratch / GRAPH)  # the file: a graph in memory is checked up to 2 GB only
         names = model.config.expert_names if isinstance(model, DistilledMoE) else [path.name]
         config = model.config.to_dict() | {"chronos_pipeline_class": "ChronoMoEPipeline", "expert_names": names}
+        config["backend"] = backend
         (scratch / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n", encoding="utf-8")
         precision = (
             "float32"

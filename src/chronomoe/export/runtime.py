@@ -1,4 +1,4 @@
-"""Running an exported graph in ONNX Runtime, called as the model that it was made of."""
+"""Running an exported graph, called as the model that it was made of."""
 
 import hashlib
 from collections.abc import Callable
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from chronos.chronos2.config import Chronos2ForecastingConfig
 from jaxtyping import Float, Int
@@ -16,6 +15,7 @@ from transformers import PretrainedConfig
 from chronomoe.checkpoints.bands import read_bands
 from chronomoe.checkpoints.finding import GRAPH, read_config
 from chronomoe.errors import InputError
+from chronomoe.export.engines import ENGINES
 from chronomoe.export.form import known_ahead
 from chronomoe.models.mixture.mixture import DistilledMoEOutput
 from chronomoe.models.mixture.router import Routing
@@ -28,15 +28,16 @@ class OnnxModel:
 
     Args:
         folder: holds ``model.onnx`` and the ``config.json`` of the model it was made of.
-        threads: of the runtime; as many as torch uses when None.
+        backend: what runs it, "onnx" or "openvino"; the one that it was exported for when None.
+        threads: for one forecast; as many as torch uses when None.
 
     Raises:
-        InputError: there is no exported model in the folder, or the runtime cannot read it.
+        InputError: there is no exported model in the folder, or the runtime is not installed or cannot read it.
     """
 
     device, dtype = torch.device("cpu"), torch.float32
 
-    def __init__(self, folder: str | Path, *, threads: int | None = None) -> None:
+    def __init__(self, folder: str | Path, *, backend: str | None = None, threads: int | None = None) -> None:
         place = Path(folder).expanduser()
         for name in (GRAPH, "config.json"):
             if not (place / name).is_file():
@@ -53,14 +54,12 @@ class OnnxModel:
                 f"cannot load {str(folder)!r}: its config.json lacks what an export writes: {error}"
             ) from None
         self.bands = read_bands(str(place), self, {})
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or torch.get_num_threads()
-        try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the runtime's errors have no common class of their own
-            if type(error).__module__.startswith("onnxruntime"):
-                raise InputError(f"cannot load {str(path)!r}: {' '.join(str(error).split())}") from None
-            raise
+        backend = backend or values.get("backend") or "onnx"
+        if backend not in ENGINES:
+            raise InputError(
+                f"cannot load {str(folder)!r}: its backend must be one of {', '.join(ENGINES)}, got {backend!r}"
+            )
+        self._run_graph = ENGINES[backend](path, threads or torch.get_num_threads())
         self._hooks: list[Callable[..., object]] = []
 
     def register_forward_hook(self, hook: Callable[..., object]) -> None:
@@ -131,11 +130,8 @@ class OnnxModel:
             "route_ids": groups if route_ids is None else route_ids,
             "future_covariates": future,
         }
-        options = onnxruntime.RunOptions()
-        options.only_execute_path_to_fetches = True
         arrays = {name: np.ascontiguousarray(part.numpy()) for name, part in inputs.items()}
-        result: list[np.ndarray] = self._session.run(outputs, arrays, options)
-        return result
+        return self._run_graph(outputs, arrays)
 
 
 def _routing(gates: np.ndarray) -> Routing:

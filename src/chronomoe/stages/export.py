@@ -15,7 +15,12 @@ CALIBRATION_WINDOWS = 32
 
 
 def export_checkpoint(
-    name: str | Path, out: Path, *, domains: Sequence[Domain] = (), windows: WindowConfig | None = None
+    name: str | Path,
+    out: Path,
+    *,
+    domains: Sequence[Domain] = (),
+    windows: WindowConfig | None = None,
+    backend: str = "onnx",
 ) -> Path:
     """Export a checkpoint in float32, or in int8 where there are domains to calibrate on.
 
@@ -24,6 +29,7 @@ def export_checkpoint(
         out: a new folder.
         domains: series whose validation windows calibrate int8.
         windows: how these are cut.
+        backend: see ``export_model``.
 
     Raises:
         InputError: the extra is not installed, ``out`` is not empty, the model has no form in one graph, or a domain
@@ -34,7 +40,7 @@ def export_checkpoint(
     check_new(out)
     model = load_model(name)
     if not domains:
-        return export_model(model, out)
+        return export_model(model, out, backend=backend)
     windows = windows or WindowConfig()
     check_windows(windows, model)
     batches = [
@@ -46,4 +52,4 @@ def export_checkpoint(
     ]
     if not batches:
         raise InputError("no series is long enough to calibrate on; pass longer ones, or a shorter --context-length")
-    return export_model(model, out, calibration=batches)
+    return export_model(model, out, calibration=batches, backend=backend)
