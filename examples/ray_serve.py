@@ -1,6 +1,6 @@
 """Serve a mixture on many machines: the application of ``chronomoe serve``, replicated by Ray Serve.
 
-pip install 'chronomoe[serve]' 'ray[serve]'; python examples/ray_serve.py runs/demo/moe
+pip install 'chronomoe[ray-serve]'; python examples/ray_serve.py runs/demo/moe
 """
 
 import sys

@@ -22,13 +22,13 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def test_every_example_is_run_by_a_test_of_this_file():
+def test_every_example_is_run_by_a_test():
     tested = {
         "distil_a_student",
         "mix_students",
         "add_a_router",
         "compare_with_fracast",
-        "ray_serve",
+        "ray_serve",  # by tests/serving/test_ray_serve.py
         "watch_a_mixture",
         *ROUTES,
     }
@@ -96,8 +96,3 @@ def test_a_mixture_saved_with_a_router_of_other_weights_is_refused(make_mixture,
     ChronoMoEPipeline(mixture).save_pretrained(tmp_path / "moe")
     with pytest.raises(InputError, match=r"are not those of its config.json: .* such as 'router\.network\."):
         load_model(tmp_path / "moe")
-
-
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'ray[serve]'")
-def test_the_ray_example_binds_the_application():
-    assert load("ray_serve").forecasts("runs/demo/moe", replicas=1) is not None
