@@ -32,7 +32,7 @@ AIMS = {
     "K = 1 mixture against its student, batch 1": "1.15",
     "router's share of a K = 1 forecast, batch 256": "0.03",
     "share of the matrix-product peak, batch 256": "0.70 / 0.55",
-    "epoch from the store against a live upstream teacher": "8",
+    "epoch from the store against a live upstream teacher": "8 / 8",
     "labelling against upstream float32": "1.2 / 4.5",
     "predict of 10,000 series of 200 steps (D): time beyond the model's": "0.3",
     "predict's peak memory at 40,000 series against 4,000, beyond one's": "1.2",

@@ -137,7 +137,7 @@ def test_another_teacher_or_other_windows_are_refused(exact, make_teacher, windo
         SoftTargetStore.build(tmp_path / "store", exact, sample_windows(known=()))
 
 
-@pytest.mark.parametrize("name", ["store.json", "quantiles", "rows", "digests"])
+@pytest.mark.parametrize("name", ["store.json", "quantiles", "rows", "digests", "checksums"])
 @pytest.mark.parametrize("left", [0, 1, 0.5])
 def test_a_store_whose_files_were_cut_short_is_refused(exact, windows, tmp_path, name, left):
     file = SoftTargetStore.build(tmp_path / "store", exact, windows).folder / name
@@ -152,6 +152,24 @@ def test_a_store_of_another_format_is_refused_with_what_to_do(exact, windows, tm
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": found}))
     with pytest.raises(InputError, match=f"is of format {found}, this version reads 1; {remedy}"):
         SoftTargetStore(tmp_path / "store")
+
+
+def test_bits_that_changed_on_disk_are_not_learned_from(exact, windows, tmp_path):
+    store = SoftTargetStore.build(tmp_path / "store", exact, windows)
+    sound, hurt = batch_of(windows, 0, 1), batch_of(windows, 1, 2)
+    expected = store(sound)
+    at = 2 * int(store.first[2]) * store.meta["levels"] * store.meta["horizon"]
+    with (store.folder / "quantiles").open("r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+    again = SoftTargetStore(store.folder)
+    assert torch.equal(again(sound), expected)
+    with pytest.raises(InputError, match="damaged: the soft targets of window 2 are not what was written; delete it"):
+        again(hurt)
+    (store.folder / "checksums").unlink()  # as a store of an earlier version
+    assert SoftTargetStore(store.folder)(hurt).isfinite().all()
 
 
 def test_a_batch_of_other_windows_is_refused(exact, windows, tmp_path):

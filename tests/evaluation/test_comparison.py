@@ -137,7 +137,9 @@ def test_a_mixture_of_fixed_size_is_that_mixture(comparison, tasks, mixture):
     alone = compare_models({"one": Candidate(model=fixed, kind="mixture")}, tasks, levels=LEVELS)
     for domain in tasks:
         np.testing.assert_allclose(
-            alone.rows["one"].test[domain].quantile_loss, comparison.rows["mixture K=1"].test[domain].quantile_loss
+            alone.rows["one"].test[domain].quantile_loss,
+            comparison.rows["mixture K=1"].test[domain].quantile_loss,
+            rtol=1e-6,  # experts forecast these rows in another batch
         )
     assert mixture.top_k == 2
 

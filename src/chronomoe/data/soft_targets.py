@@ -2,8 +2,10 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import shutil
+import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +26,8 @@ from chronomoe.models.folded import computing_in
 BYTES = np.dtype(np.int64).itemsize
 FORMAT = 1
 """Of a store's files."""
+CHECKSUMS = "checksums"
+"""CRC-32 of each window's soft targets; stores of earlier versions have none."""
 
 
 @runtime_checkable
@@ -67,7 +71,8 @@ class SoftTargetStore:
     """Soft targets of a set of windows in one memory-mapped bf16 file, so that training needs no teacher in memory.
 
     Every window is stored with a digest of its context, covariates and group composition; a batch whose windows have
-    other digests is refused, so a store is never read for windows it was not computed from.
+    other digests is refused, so a store is never read for windows it was not computed from. What was stored of a window
+    has a checksum, so that bits which changed on disk are not learned from.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -81,9 +86,11 @@ class SoftTargetStore:
             self._check_format()
             self.first = np.cumsum([0, *np.fromfile(folder / "rows", dtype=np.int64)])
             self.digests = np.fromfile(folder / "digests", dtype=np.int64)
+            self.checksums = np.fromfile(sums, dtype=np.uint32) if (sums := folder / CHECKSUMS).exists() else None
             stored = np.memmap(folder / "quantiles", dtype=np.int16, mode="r")
             self.values = stored.reshape(int(self.first[-1]), self.meta["levels"], self.meta["horizon"])
             whole = len(self.digests) == len(self.first) - 1 == self.meta["windows"]
+            whole &= self.checksums is None or len(self.checksums) == len(self.digests)
         except InputError:
             raise
         except (OSError, KeyError, TypeError, ValueError) as error:
@@ -112,7 +119,7 @@ class SoftTargetStore:
         """Return normalised quantiles for the rows of a batch.
 
         Raises:
-            InputError: a window is not the one that was stored under its number.
+            InputError: a window is not the one that was stored under its number, or what was stored has changed.
         """
         windows = batch["window"].cpu().numpy()
         if windows.max() >= len(self.digests) or (self.digests[windows] != batch["digest"].cpu().numpy()).any():
@@ -120,8 +127,12 @@ class SoftTargetStore:
                 f"the soft-target store {self.folder} was computed from other windows (series, cutoffs, covariates or "
                 "grouping differ); build it again"
             )
-        rows = np.concatenate([np.arange(self.first[window], self.first[window + 1]) for window in windows])
-        return torch.from_numpy(self.values[rows]).view(torch.bfloat16).float().to(batch["context"].device)
+        stored = [self.values[self.first[window] : self.first[window + 1]] for window in windows]
+        if self.checksums is not None:
+            for window, values in zip(windows.tolist(), stored, strict=True):
+                if zlib.crc32(values.tobytes()) != self.checksums[window]:
+                    raise self._damaged(f"the soft targets of window {window} are not what was written")
+        return torch.from_numpy(np.concatenate(stored)).view(torch.bfloat16).float().to(batch["context"].device)
 
     @classmethod
     def build(
@@ -194,6 +205,10 @@ class SoftTargetStore:
                 for file in (values, rows, digests):
                     file.flush()
                 progress(start + len(taken), count)
+        stored = np.memmap(scratch / "quantiles", dtype=np.uint8, mode="r")
+        ends = size * np.cumsum([0, *np.fromfile(scratch / "rows", dtype=np.int64)])
+        sums = [zlib.crc32(stored[start:end].tobytes()) for start, end in itertools.pairwise(ends)]
+        (scratch / CHECKSUMS).write_bytes(np.array(sums, dtype=np.uint32).tobytes())
         (scratch / "store.json").write_text(json.dumps(wanted))
         scratch.rename(folder)
         return cls(folder)

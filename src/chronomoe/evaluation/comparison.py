@@ -20,6 +20,7 @@ from chronomoe.evaluation.baselines import (
     seasonal_naive,
 )
 from chronomoe.evaluation.metrics import ERRORS, METRICS, WindowScores, aggregate, relative
+from chronomoe.evaluation.remembering import sharing_forecasts
 from chronomoe.evaluation.routing import task_routing
 from chronomoe.evaluation.tasks import Task, forecast, score
 from chronomoe.models.mixture.mixture import DistilledMoE
@@ -174,10 +175,10 @@ def compare_models(
         parts: dict[Part, Task] = {"test": task}
         if validation is not None:
             parts["validation"] = validation[domain]
-        forecasts: dict[Part, dict[str, Forecast]] = {
-            part: {name: forecast(one.model, of) for name, one in comparison.models.items()}
-            for part, of in parts.items()
-        }
+        forecasts: dict[Part, dict[str, Forecast]] = {}
+        for part, of in parts.items():
+            models = sharing_forecasts({name: one.model for name, one in comparison.models.items()})
+            forecasts[part] = {name: forecast(model, of) for name, model in models.items()}
         _score_domain(comparison, parts, forecasts, domain)
         for name in drawn:
             comparison.forecasts.setdefault(name, {})[domain] = forecasts["test"][name]
