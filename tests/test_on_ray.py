@@ -1,5 +1,6 @@
 """A real cluster of two workers of one core: the bits of one machine, whoever is killed."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -10,10 +11,14 @@ import time
 import psutil
 import pytest
 
+from chronomoe.data.soft_targets import SoftTargetStore
+from chronomoe.data.windows import TrainingWindows, WindowConfig
 from chronomoe.errors import InputError
+from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.partitions import DONE, UNFINISHED, predict_parts
 from chronomoe.predict import Forecaster
 from chronomoe.stages import cluster
+from sample_series import sample_domain
 
 ray = pytest.importorskip("ray", reason="needs the extra ray")
 HORIZON, PARTS, SERIES = 16, 6, 40
@@ -121,10 +126,30 @@ def test_a_killed_job_goes_on_where_it_was(two_cores, forecaster, folder, want, 
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
 
 
+def test_labels_of_a_worker_that_is_killed_are_those_of_this_process(two_cores, make_teacher, tmp_path):
+    teacher = use_exact_group_attention(make_teacher())
+    domains = [sample_domain("wave"), sample_domain("spikes", variates=2, past_only=("p",), known=("k",))]
+    windows = TrainingWindows(domains, WindowConfig(context_length=64, horizon=20), size=11, seed=0)
+    killed = []
+
+    def kill_once(done, total):
+        if not killed:
+            here = psutil.Process().children(recursive=True)
+            killed.append(next(process for process in here if "_Worker" in " ".join(process.cmdline())))
+            killed[0].kill()
+
+    elsewhere = functools.partial(cluster.in_order, workers=1)
+    for name, options in {"here": {}, "there": {"engine": elsewhere, "progress": kill_once}}.items():
+        SoftTargetStore.build(tmp_path / name, teacher, windows, batch_size=2, **options)
+    here, there = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("here", "there"))
+    assert killed
+    assert here == there
+
+
 def test_an_item_that_ends_every_worker_is_named(two_cores, doubling, monkeypatch):
     monkeypatch.setattr(cluster, "ATTEMPTS", 2)
     found = cluster.spread(doubling, [1, -1], workers=1)
-    assert next(found) == 2
+    assert next(found) == (0, 2)
     with pytest.raises(InputError, match="item -1 ended 2 workers .* as too little memory does"):
         next(found)
 

@@ -166,7 +166,7 @@ def test_a_folder_that_cannot_be_the_result_is_refused(forecaster, folder, tmp_p
     with pytest.raises(InputError, match="is also read"):
         predict_parts(forecaster, folder, folder)
     with pytest.raises(InputError, match="are written to a folder, got the file '.*out.parquet'"):
-        predict_parts(forecaster, folder, tmp_path / "out.parquet", engine="ray")
+        predict_parts(forecaster, folder, tmp_path / "out.parquet")
     with pytest.raises(InputError, match="parts lie in a folder, got the file"):
         predict_parts(forecaster, folder / "part-0.parquet", tmp_path / "out")
     (tmp_path / "out").mkdir()

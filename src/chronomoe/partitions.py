@@ -24,11 +24,10 @@ from chronomoe.data.files import parts_of
 from chronomoe.data.parquet import items_of
 from chronomoe.errors import InputError
 from chronomoe.predict import Forecaster, key_of, progress_of
-from chronomoe.stages.cluster import spread
+from chronomoe.stages.cluster import check_engine, spread
 from chronomoe.stages.faults import keep_for_itself, room
 from chronomoe.stages.workspace import write_atomically
 
-ENGINES = ("local", "ray")
 MANIFEST = "_chronomoe.json"
 """What all parts of a folder were made with; readers of tables pass over names that begin so."""
 UNFINISHED = "_unfinished"
@@ -105,10 +104,7 @@ def predict_parts(
         InputError: ``out`` holds something else, a series has rows in several parts, a part breaks a rule of
             ``Forecaster.write``, or the cluster one of ``spread``.
     """
-    if engine not in ENGINES:
-        raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
-    if engine == "local" and workers is not None:
-        raise InputError(f"workers are those of the engine ray, got {workers} of {engine!r}; pass engine ray")
+    check_engine(engine, workers)
     folder, out = folder.absolute(), out.absolute()
     parts = parts_of(folder)
     _check_out(out, folder, parts)
@@ -124,7 +120,7 @@ def predict_parts(
     else:
         facts = forecaster.facts
     task = _Part(forecaster, parts, facts, out)
-    found: Iterable[_Made] = map(task, parts)
+    found: Iterable[tuple[int, _Made]] = enumerate(map(task, parts))
     if engine == "ray":
         found = spread(task, list(parts), workers=workers, gpu=gpu)
     with room(out, out.name), ExitStack() as held:
@@ -139,7 +135,7 @@ def predict_parts(
         if isinstance(found, Generator):
             held.enter_context(closing(found))  # ends the workers
         seen, rows = _Seen(out), 0
-        for made in found:
+        for _, made in found:
             seen.add(made)
             rows += made.rows
             progress.advance(progress.task_ids[0])

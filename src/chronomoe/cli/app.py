@@ -137,14 +137,16 @@ def distil(
     freq: opt.Freq = None,
     precision: opt.Precision = "auto",
     device: opt.Device = "auto",
+    engine: opt.Engine = "local",
+    workers: opt.Workers = None,
     seed: opt.Seed = 0,
 ) -> None:
     """Distil a teacher into one student for one domain.
 
     Writes a checkpoint that stock Chronos2Pipeline loads too. The student
     learns from the first 70 % of each series and is validated on the next 10 %;
-    the rest is for chronomoe evaluate. After an interruption the same command
-    continues.
+    the rest is for chronomoe evaluate. With --engine ray, the teacher labels on
+    a cluster. After an interruption the same command continues.
 
     Example: chronomoe distil tiny demo:traffic --out students/traffic --steps 500
 
@@ -165,6 +167,8 @@ def distil(
         training=training,
         precision=precision,  # type: ignore[arg-type]  # distil_domain checks it
         device=device,
+        engine=engine,
+        workers=workers,
     )
     print(f"saved {path}")
 

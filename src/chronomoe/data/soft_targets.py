@@ -6,10 +6,11 @@ import itertools
 import json
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from chronomoe.models.folded import computing_in
 BYTES = np.dtype(np.int64).itemsize
 FORMAT = 1
 """Of a store's files."""
+FILES = ("quantiles", "rows", "digests")
 CHECKSUMS = "checksums"
 """CRC-32 of each window's soft targets; stores of earlier versions have none."""
 
@@ -65,6 +67,38 @@ def revision(model: torch.nn.Module) -> str:
         total.update(name.encode())
         total.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return total.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Asks a teacher, where it is, about one batch after the other; may be pickled, to do so elsewhere."""
+
+    teacher: ExactChronos2Model
+    compute_dtype: torch.dtype
+
+    def prepare(self) -> None:
+        """Do nothing: the teacher is there."""
+
+    def __call__(self, batch: Batch) -> tuple[bytes, ...]:
+        """Return what the files of a store hold of a batch that ``collate`` made, in the order of ``FILES``."""
+        with computing_in(self.compute_dtype):
+            quantiles = LiveTeacher(self.teacher)(to_device(batch, self.teacher.device)).to(torch.bfloat16).cpu()
+        rows = torch.bincount(batch["group_ids"])
+        return tuple(part.numpy().tobytes() for part in (quantiles.view(torch.int16), rows, batch["digest"]))
+
+
+class _Batches(Sequence[Batch]):
+    """Windows in batches, each cut when it is asked for."""
+
+    def __init__(self, windows: Dataset[Window], start: int, stop: int, *, size: int, patch_size: int) -> None:
+        self.windows, self.patch_size = windows, patch_size
+        self.parts = [range(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return collate([self.windows[place] for place in self.parts[index]], patch_size=self.patch_size)
 
 
 class SoftTargetStore:
@@ -144,8 +178,11 @@ class SoftTargetStore:
         batch_size: int = 128,
         compute_dtype: torch.dtype = torch.float32,
         progress: Callable[[int, int], None] = lambda done, total: None,
+        engine: Callable[[Labelling, Sequence[Batch]], Iterable[tuple[bytes, ...]]] = map,
     ) -> "SoftTargetStore":
         """Ask the teacher, where it is, once for all windows, in their order, one batch in memory at a time.
+
+        ``engine`` does what ``map`` does, elsewhere perhaps; the store is the same.
 
         An interrupted build continues where it was; a finished one is reused. The teacher's products are
         taken in ``compute_dtype`` (see :func:`chronomoe.models.folded.computing_in`), which a store records.
@@ -182,29 +219,22 @@ class SoftTargetStore:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
             started.write_text(json.dumps(wanted))
-        live = LiveTeacher(teacher)
         # Written one after the other, not through memory maps, which end the process where the disk is full.
         with ExitStack() as files:
-            values, rows, digests = (
-                files.enter_context((scratch / name).open("ab")) for name in ("quantiles", "rows", "digests")
-            )
+            values, rows, digests = (files.enter_context((scratch / name).open("ab")) for name in FILES)
             size = teacher.num_quantiles * example.target.shape[1] * torch.bfloat16.itemsize  # of one row
             stops = size * np.cumsum([0, *np.fromfile(rows.name, dtype=np.int64)[: digests.tell() // BYTES]])
             done = int(np.searchsorted(stops, values.tell(), side="right")) - 1  # windows that are there whole
             done -= done % batch_size  # the same batches as without an interruption
             for file, end in ((values, int(stops[done])), (rows, done * BYTES), (digests, done * BYTES)):
                 file.truncate(end)
-            for start in range(done, count, batch_size):
-                taken = [windows[index] for index in range(start, min(start + batch_size, count))]
-                batch = collate(taken, patch_size=teacher.chronos_config.output_patch_size)
-                with computing_in(compute_dtype):
-                    quantiles = live(to_device(batch, teacher.device)).to(torch.bfloat16).cpu()
-                values.write(quantiles.view(torch.int16).numpy().tobytes())
-                rows.write(np.array([len(window.context) for window in taken], dtype=np.int64).tobytes())
-                digests.write(batch["digest"].numpy().tobytes())
+            asked = _Batches(windows, done, count, size=batch_size, patch_size=teacher.chronos_config.output_patch_size)
+            for part, found in zip(asked.parts, engine(Labelling(teacher, compute_dtype), asked), strict=True):
+                for file, content in zip((values, rows, digests), found, strict=True):
+                    file.write(content)
                 for file in (values, rows, digests):
                     file.flush()
-                progress(start + len(taken), count)
+                progress(part.stop, count)
         stored = np.memmap(scratch / "quantiles", dtype=np.uint8, mode="r")
         ends = size * np.cumsum([0, *np.fromfile(scratch / "rows", dtype=np.int64)])
         sums = [zlib.crc32(stored[start:end].tobytes()) for start, end in itertools.pairwise(ends)]

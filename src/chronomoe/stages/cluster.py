@@ -2,15 +2,18 @@
 
 import logging
 import os
+import reprlib
 import socket
 from collections import Counter, deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
 from chronomoe.errors import InputError, extra
 
+ENGINES = ("local", "ray")
 ATTEMPTS = 3
 """Workers that one item may end before it is taken for the cause."""
 Found = TypeVar("Found", covariant=True)
@@ -43,10 +46,27 @@ class _Worker:
         return self.task(item)
 
 
+def check_engine(engine: str, workers: int | None) -> None:
+    """Refuse an engine that is not known, or workers that it has not.
+
+    Raises:
+        InputError: that, or Ray is not installed.
+    """
+    if engine not in ENGINES:
+        raise InputError(f"engine must be one of {', '.join(ENGINES)}, got {engine!r}")
+    if engine == "local" and workers is not None:
+        raise InputError(f"workers are those of the engine ray, got {workers} of {engine!r}; pass engine ray")
+    if workers is not None and workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}")
+    if engine == "ray":
+        with extra("ray"):
+            import ray  # noqa: F401
+
+
 def spread(
     task: Task[Found], items: Sequence[Any], *, workers: int | None = None, gpu: bool = False
-) -> Generator[Found, None, None]:
-    """Yield what ``task`` makes of every item, in the order in which they are finished.
+) -> Generator[tuple[int, Found], None, None]:
+    """Yield the number of every item and what ``task`` makes of it, in the order in which they are finished.
 
     Joins the cluster that RAY_ADDRESS names or that runs on this machine, and else starts one here. An item is handed
     only to a worker that is ready; where one is lost, with its machine or alone, its item goes back to the others and
@@ -55,21 +75,13 @@ def spread(
 
     Args:
         task: is copied to each worker.
-        items: small values.
+        items: each is taken when it is handed out, and again where its worker is lost.
         workers: how many; by default one a core of the cluster. More than it has room for wait until it grows.
         gpu: whether each needs a GPU.
 
     Raises:
-        InputError: ``task`` raised it, one item ended several workers, no cluster answers, or Ray is not installed.
+        InputError: ``task`` raised it, one item ended several workers, or no cluster answers.
     """
-    if workers is not None and workers < 1:
-        raise InputError(f"workers must be at least 1, got {workers}")
-    with extra("ray"):
-        import ray  # noqa: F401  # refused before anything is written
-    return _spread(task, items, workers=workers, gpu=gpu)
-
-
-def _spread(task: Task[Found], items: Sequence[Any], *, workers: int | None, gpu: bool) -> Generator[Found, None, None]:
     with extra("ray"):
         import ray
         from ray.exceptions import RayError, RayTaskError
@@ -84,13 +96,13 @@ def _spread(task: Task[Found], items: Sequence[Any], *, workers: int | None, gpu
                 f"no Ray cluster answers at {os.environ.get('RAY_ADDRESS', 'auto')!r} ({error}); start one with "
                 "ray start --head, or unset RAY_ADDRESS to use the cores of this machine"
             ) from None
-    remote = ray.remote(num_cpus=1, num_gpus=int(gpu))(_Worker)
+    remote, copied = ray.remote(num_cpus=1, num_gpus=int(gpu))(_Worker), ray.put(task)
     count = min(workers or max(1, int(ray.cluster_resources().get("CPU", 1))), len(items))
     waiting, ended = deque(range(len(items))), Counter[int | None]()
     busy: dict[Any, tuple[Any, int | None]] = {}
 
     def start() -> None:
-        worker = remote.remote(task)
+        worker = remote.remote(copied)
         busy[worker.prepare.remote()] = worker, None
 
     try:
@@ -106,7 +118,7 @@ def _spread(task: Task[Found], items: Sequence[Any], *, workers: int | None, gpu
             except RayError as error:
                 ended[item] += 1
                 if ended[item] == ATTEMPTS:
-                    what = "starting" if item is None else f"item {items[item]!r}"
+                    what = "starting" if item is None else f"item {reprlib.repr(items[item])}"
                     reason = str(error).strip().splitlines()[-1].strip()
                     raise InputError(
                         f"{what} ended {ATTEMPTS} workers ({reason}), as too little memory does, or a machine without "
@@ -121,12 +133,26 @@ def _spread(task: Task[Found], items: Sequence[Any], *, workers: int | None, gpu
                 following = waiting.popleft()
                 busy[worker.do.remote(items[following])] = worker, following
             if item is not None:
-                yield found
+                yield item, found
     finally:
         for worker, _ in busy.values():
             ray.kill(worker)
         if started:
             ray.shutdown()
+
+
+def in_order(
+    task: Task[Found], items: Sequence[Any], *, workers: int | None = None, gpu: bool = False
+) -> Iterator[Found]:
+    """Yield what ``spread`` does in the order of the items, as ``map`` would."""
+    early: dict[int, Found] = {}
+    with closing(spread(task, items, workers=workers, gpu=gpu)) as answers:
+        following = 0
+        for number, found in answers:
+            early[number] = found
+            while following in early:
+                yield early.pop(following)
+                following += 1
 
 
 def _knock(address: str) -> None:

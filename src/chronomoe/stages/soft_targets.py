@@ -1,5 +1,6 @@
 """What students learn from: windows of some domains, and the teacher's forecasts of them."""
 
+import functools
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.precision import Precision, settled
+from chronomoe.stages.cluster import in_order
 from chronomoe.stages.processes import first_process
 from chronomoe.stages.workspace import Report, Workspace
 
@@ -70,9 +72,18 @@ def validation_windows(domains: Sequence[Domain], windows: WindowConfig) -> dict
 
 
 def label(
-    work: Workspace, name: str, teacher: ExactChronos2Model, material: Material, *, precision: Precision = "auto"
+    work: Workspace,
+    name: str,
+    teacher: ExactChronos2Model,
+    material: Material,
+    *,
+    precision: Precision = "auto",
+    engine: str = "local",
+    workers: int | None = None,
 ) -> Path:
     """Ask a teacher once for its forecasts of all training windows; return the stage that keeps them.
+
+    It answers in this process or, of the engine "ray", in ``workers`` that have a copy; see ``cluster.spread``.
 
     A finished store that has been damaged since is made again: the windows and the teacher are still there.
     """
@@ -86,7 +97,12 @@ def label(
             shutil.rmtree(made)
 
     def make(folder: Path, report: Report) -> None:
-        SoftTargetStore.build(folder / "store", teacher, material.windows, compute_dtype=dtype, progress=report)
+        asking: Any = map
+        if engine == "ray":
+            asking = functools.partial(in_order, workers=workers, gpu=teacher.device.type == "cuda")
+        SoftTargetStore.build(
+            folder / "store", teacher, material.windows, compute_dtype=dtype, progress=report, engine=asking
+        )
 
     return work.stage(name, {**material.facts, "teacher": revision(teacher), "computed in": str(dtype)}, make)
 

@@ -20,6 +20,7 @@ from chronomoe.models.chronos2 import ExactChronos2Model
 from chronomoe.models.precision import Precision, settled
 from chronomoe.models.student import StudentConfig, create_student_model
 from chronomoe.pipeline import ChronoMoEPipeline, load_model, load_teacher
+from chronomoe.stages.cluster import check_engine
 from chronomoe.stages.processes import choose_device, first_process
 from chronomoe.stages.soft_targets import Material, check_windows, label, open_store, report_skipped
 from chronomoe.stages.workspace import Report, Workspace, check_new, folder_for, stage_key
@@ -154,6 +155,8 @@ def distil_domain(
     pool: int = 8192,
     precision: Precision = "auto",
     device: str = "auto",
+    engine: str = "local",
+    workers: int | None = None,
     console: Console | None = None,
 ) -> Path:
     """Distil one student for one domain and write its checkpoint to ``out``; resumable until then.
@@ -168,9 +171,12 @@ def distil_domain(
         pool: training windows that soft targets are computed for.
         precision: what the teacher labels in and the student trains in, whatever ``training`` says of bf16.
         device: see ``choose_device``.
+        engine: where the teacher labels: see ``soft_targets.label`` for this and for ``workers``.
+        workers: of the engine ray.
         console: for progress.
     """
     check_new(out)
+    check_engine(engine, workers)
     model = load_teacher(teacher).to(choose_device(device))
     check_windows(windows, model)
     size = student if isinstance(student, StudentConfig) else StudentConfig.preset(student, model)
@@ -179,7 +185,7 @@ def distil_domain(
     material = Material.of([domain], windows, size=count, seed=training.seed, facts={})
     report_skipped(console, material.windows.skipped)
     with folder_for(out, console=console) as work:
-        store = label(work, "soft-targets", model, material, precision=precision)
+        store = label(work, "soft-targets", model, material, precision=precision, engine=engine, workers=workers)
         made = distil_student(work, "student", model, material, store, training, size=size, seed=training.seed)
         work.publish(made / "model", out)
     return out
