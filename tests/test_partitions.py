@@ -101,6 +101,14 @@ def test_another_model_or_other_options_do_not_mix_in(forecaster, make_teacher, 
     assert contents(tmp_path / "out") == before
 
 
+def test_another_routing_of_the_same_weights_does_not_mix_in(make_mixture, folder, tmp_path):
+    for top_k in (1, 2):
+        ChronoMoEPipeline(make_mixture(routing={"top_k": top_k})).save_pretrained(tmp_path / str(top_k))
+    predict_parts(Forecaster(str(tmp_path / "1"), horizon=HORIZON), folder, tmp_path / "out")
+    with pytest.raises(InputError, match="of another model or with other options: config is '"):
+        predict_parts(Forecaster(str(tmp_path / "2"), horizon=HORIZON), folder, tmp_path / "out")
+
+
 def test_a_worker_that_loads_another_model_is_refused(forecaster, folder, tmp_path):
     task = partitions._Part(forecaster, {}, forecaster.facts | {"model": "0"}, tmp_path)
     with pytest.raises(InputError, match="every worker must load the same model, .* has other weights"):

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,8 @@ from chronomoe.stages.processes import check_one_process, choose_device, place_m
 from chronomoe.stages.workspace import FORMAT, check_file_out, whole_file
 
 DTYPES = get_args(Precision)
+_OF_A_PLACE = ("_name_or_path", "transformers_version")
+"""What the configuration of one model may differ in between machines."""
 KEY = b"chronomoe"
 """Of the metadata of a Parquet file of forecasts: what they were made of, hashed."""
 
@@ -91,10 +94,13 @@ class Forecaster:
     @functools.cached_property
     def facts(self) -> dict[str, Any]:
         """What forecasts depend on besides the files, as JSON."""
-        bands = getattr(self.pipeline.model, "bands", None)
+        model = self.pipeline.model
+        bands = getattr(model, "bands", None)
+        config = {name: value for name, value in model.config.to_dict().items() if name not in _OF_A_PLACE}
         return {
             "format": FORMAT,
-            "model": revision(self.pipeline.model),
+            "model": revision(model),
+            "config": content_key([], json.dumps(config, sort_keys=True, default=str)),  # routing is in no weight
             "bands": None if bands is None else bands.factor.tolist(),
             "dtype": self.dtype,
             "experts": self.experts,
