@@ -1,6 +1,7 @@
 """Commands under torchrun: two real processes over gloo leave what one would, once."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,35 @@ def test_two_processes_distil_one_student(in_two_processes, teacher_folder, seri
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
     assert {path.name for path in (tmp_path / "student").iterdir()} == {"config.json", "model.safetensors", "README.md"}
     ChronoMoEPipeline.from_pretrained(tmp_path / "student")
+
+
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d "
+    "--rdzv-endpoint 127.0.0.1:PORT",
+    "accelerate": "accelerate.commands.launch --multi_gpu --num_machines 2 --machine_rank RANK --num_processes 2 "
+    "--main_process_ip 127.0.0.1 --main_process_port PORT",
+}
+"""How docs/tasks/scale.md starts several machines, each of one process here."""
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_machines_distil_one_student(launcher, teacher_folder, series_files, tmp_path):
+    out = tmp_path / "student"
+    words = ["--horizon", 16, "--context-length", 64, "--steps", 2, "--batch-size", 2, "--out", out]
+    distil = ["-m", "chronomoe", "distil", *map(str, [teacher_folder, series_files["power"], *words])]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    lines = [LAUNCHERS[launcher].replace("PORT", port).replace("RANK", rank).split() for rank in "01"]
+    machines = [
+        subprocess.Popen(
+            [sys.executable, "-m", *line, *distil], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        for line in lines
+    ]
+    said = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], said
+    assert "".join(said).count("✓ students/student") == 1
+    ChronoMoEPipeline.from_pretrained(out)
 
 
 def test_two_processes_end_a_run_with_one_set_of_files(in_two_processes, recipe, tmp_path):

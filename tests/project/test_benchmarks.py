@@ -41,6 +41,7 @@ SMALL = {
         *("--layers", "1", "--repeats", "1"),
     ],
     "serve": ["--layers", "1", "--seconds", "0.3", "--restarts", "1", "--clients", "2", "--bulk", "3"],
+    "scale_out": ["--parts", "3", "--series", "4", "--steps", "40", "--layers", "1"],
     "low_rank": [
         *("--experts", "2", "--timed", "2", "--rank", "1", "--layers", "1", "--batch-sizes", "2", "--repeats", "1"),
     ],
@@ -51,6 +52,8 @@ SMALL = {
 def test_a_benchmark_says_its_question_and_ends_in_one_json_line(name):
     if name == "onnx_runtime":
         pytest.importorskip("onnxruntime", reason="needs the extra onnx")
+    if name == "scale_out":
+        pytest.importorskip("ray", reason="needs the extra ray")
     if name == "serve":
         pytest.importorskip("fastapi_offline", reason="needs the extra serve")
     command = [sys.executable, str(FOLDER / f"{name}.py"), *SMALL[name]]

@@ -31,6 +31,8 @@ NOT_RUN = {
     "ray ": "changes the machine",
     "RAY_ADDRESS=": "needs other machines",
     "chronomoe predict runs/demo/recommended parts --engine ray ": "tests/test_on_ray.py has a cluster",
+    "chronomoe distil tiny demo:traffic --out students/traffic --horizon 48 --engine ray": "likewise",
+    "accelerate ": "several processes have tests of their own",
     "chronomoe --": "an option of the whole command line, which has tests of its own",
     "chronomoe pretrain ": "draws a corpus and trains for hours",
     "chronomoe distil teacher ": "needs the teacher of the line above, which is not made",
