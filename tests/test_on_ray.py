@@ -28,7 +28,7 @@ HORIZON, PARTS, SERIES = 16, 6, 40
 def two_cores():
     """A cluster of two cores."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    found = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    found = ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", found.address_info["gcs_address"])  # of processes that tests start
         yield
