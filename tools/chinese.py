@@ -17,7 +17,7 @@ PHRASES = {
     "a single picked blindly, likewise": "盲选的单一学生（同样由教师预测陌生序列）",
     "a single picked blindly": "盲选的单一学生",
     "the average of all experts": "所有专家的简单平均",
-    r"the teacher, \[who forecasts what is unfamiliar\]\((\S+)\)": r"教师，[陌生序列由它预测](\1)",
+    r"the teacher, where it \[forecasts what is unfamiliar\]\((\S+)\)": r"教师，[陌生序列由它预测](\1)",
     "the teacher": "教师",
     r" \((\S+) to (\S+)\)": r"（\1 至 \2）",
     # speed

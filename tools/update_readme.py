@@ -28,7 +28,7 @@ RIVALS = {
 }
 """What the mixture is compared with, in the order of the table."""
 GUARDED = {
-    "teacher": "the teacher, [who forecasts what is unfamiliar](docs/tasks/unseen.md)",
+    "teacher": "the teacher, where it [forecasts what is unfamiliar](docs/tasks/unseen.md)",
     "average single": "a single picked blindly, likewise",
 }
 """The same for a mixture that has the teacher for what is unfamiliar."""
