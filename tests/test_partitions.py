@@ -137,6 +137,13 @@ def test_a_mistake_in_a_part_names_it_and_keeps_the_others(forecaster, folder, t
     assert list(contents(tmp_path / "out")) == ["part-0.parquet"]
 
 
+def test_a_part_without_rows_is_passed_over(forecaster, folder, tmp_path):
+    pd.read_parquet(folder / "part-1.parquet")[:0].to_parquet(folder / "part-1.parquet")
+    assert predict_parts(forecaster, folder, tmp_path / "out") == HORIZON * 2 * 2
+    assert set(contents(tmp_path / "out")) == {"part-0.parquet", "part-2.parquet"}
+    assert (tmp_path / "out" / DONE).exists()
+
+
 def test_the_future_of_a_part_lies_in_a_file_of_its_name(teacher_folder, make_frame, tmp_path):
     for name in ("past", "future", "parts"):
         (tmp_path / name).mkdir()

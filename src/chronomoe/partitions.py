@@ -21,7 +21,7 @@ from rich.console import Console
 from chronomoe.checkpoints.writing import check_parent
 from chronomoe.data.checks import listed
 from chronomoe.data.files import parts_of
-from chronomoe.data.parquet import items_of
+from chronomoe.data.parquet import has_no_rows, items_of
 from chronomoe.errors import InputError
 from chronomoe.predict import Forecaster, key_of, progress_of
 from chronomoe.stages.cluster import check_engine, spread
@@ -64,17 +64,24 @@ class _Part:
     def __call__(self, name: str) -> _Made:
         """Forecast a part, unless it is finished; it is written under a name of its own and then renamed."""
         file, made = self.parts[name], self.out / f"{name}.parquet"
-        if key_of(made) != self.forecaster.key(file):
-            prefix = f"{name}.{socket.gethostname()}.{os.getpid()}."
-            own = Path(tempfile.mkdtemp(prefix=prefix, dir=self.out / UNFINISHED))
-            try:
-                self.forecaster.write(file, own / made.name, console=Console(file=io.StringIO()))
-                (own / made.name).replace(made)
-            except InputError as error:
-                raise InputError(f"part {name!r}: {error}") from None
-            finally:
-                shutil.rmtree(own, ignore_errors=True)
+        try:
+            if has_no_rows(file):
+                made.unlink(missing_ok=True)
+                return _Made(name, 0, np.empty(0, np.uint64))
+            if key_of(made) != self.forecaster.key(file):
+                self._make(file, made)
+        except InputError as error:
+            raise InputError(f"part {name!r}: {error}") from None
         return _Made(name, pq.read_metadata(made).num_rows, np.concatenate(_hashes(made)))
+
+    def _make(self, file: Path, made: Path) -> None:
+        prefix = f"{made.stem}.{socket.gethostname()}.{os.getpid()}."
+        own = Path(tempfile.mkdtemp(prefix=prefix, dir=self.out / UNFINISHED))
+        try:
+            self.forecaster.write(file, own / made.name, console=Console(file=io.StringIO()))
+            (own / made.name).replace(made)
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def predict_parts(
@@ -88,8 +95,8 @@ def predict_parts(
 ) -> int:
     """Forecast every file of a folder on its own, and return the number of rows of all.
 
-    Each becomes ``<name>.parquet`` in ``out``, whole or not at all. It carries a hash of its input, the model and the
-    options, so that the same call continues after a kill, and makes again only what has changed.
+    Each that has rows becomes ``<name>.parquet`` in ``out``, whole or not at all. It carries a hash of its input, the
+    model and the options, so that the same call continues after a kill, and makes again only what has changed.
 
     Args:
         forecaster: the model and what is asked of it.
@@ -198,7 +205,7 @@ class _Seen:
 
     def add(self, made: _Made) -> None:
         self.pending.append(made)
-        self.names.append(made.name)
+        self.names += [made.name] if made.rows else []
         if sum(len(part.items) for part in self.pending) >= len(self.known):
             self.check()
 
@@ -211,7 +218,8 @@ class _Seen:
             if len(holding) > 1 and shared:  # and not two ids of one hash
                 raise InputError(
                     f"all rows of a series must lie in one part, those of item {min(shared)!r} lie in "
-                    f"{listed(holding)}; write the parts anew, split by item_id and not by time"
+                    f"{listed(holding)}; write the parts anew, split by item_id and not by time, or give different "
+                    "series different ids"
                 )
 
     def _items(self, name: str) -> set[str]:

@@ -48,6 +48,14 @@ def _opened(file: Path) -> pq.ParquetFile:
         raise InputError(f"{str(file)!r} cannot be read as .parquet: {one_line(error)}") from None
 
 
+def has_no_rows(file: Path) -> bool:
+    """Whether a file is Parquet and empty, as parts of a table often are."""
+    if file.suffix.lower() not in SUFFIXES or file.is_dir():
+        return False
+    with _opened(file) as opened:
+        return int(opened.metadata.num_rows) == 0
+
+
 def _scan(files: Sequence[Path], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
     """Yield about ``BATCH_ROWS`` steps at a time."""
     for file in files:
