@@ -20,6 +20,7 @@ from chronomoe.models.student import StudentConfig
 from chronomoe.pipeline import load_teacher
 from chronomoe.recipe import DomainConfig, RunConfig
 from chronomoe.stages.budget import Budget, Division
+from chronomoe.stages.cluster import check_engine
 from chronomoe.stages.mixture import check_select
 from chronomoe.stages.processes import check_one_process, choose_device
 from chronomoe.stages.soft_targets import Material, check_windows, report_skipped, seed_for
@@ -43,6 +44,7 @@ class Inputs:
         if out is not None:
             check_folder(out)
         self.device = choose_device(config.device)
+        check_engine(config.label_engine, None)
         self.config, self._out, self._console = config, out, console
         self.domains = [load(domain) for domain in config.domains]
         self.held_out = [load(domain) for domain in config.held_out]

@@ -226,6 +226,8 @@ class RunConfig:
     label_dtype: Precision = "auto"
     """What the teacher computes soft targets in: float32, bfloat16, or auto, bfloat16 where the processor has units for
     it."""
+    label_engine: Literal["local", "ray"] = "local"
+    """Where the teacher computes them: in this process, or in the workers of a Ray cluster, one a core."""
     train_dtype: Precision = "auto"
     """What trainings compute forward and backward passes in, likewise; see ``DistilConfig.bf16``."""
 

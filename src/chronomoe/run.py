@@ -69,7 +69,8 @@ def run(config: RunConfig, out: Path, *, console: Console | None = None, command
     work = given.work
     if first_process():
         write_atomically(work.root / "config.yaml", dump(config))
-    store = label(work, "soft-targets", given.guide, given.material, precision=config.label_dtype)
+    dtype, engine = config.label_dtype, config.label_engine
+    store = label(work, "soft-targets", given.guide, given.material, precision=dtype, engine=engine)
     trained = students(given, store)
     grown: dict[str, Grown] = {}
     if "upcycle" in config.routes:

@@ -236,3 +236,13 @@ def test_series_without_values_are_left_out_with_one_line(make_frame, teacher_fo
     )
     lines = [line for line in done.stderr.splitlines() if "dropped" in line]
     assert lines == ["chronomoe: dropped 1 of 2 series, their target holds only missing values: 's1'"]
+
+
+def test_a_run_that_labels_on_a_cluster_needs_ray(refused, monkeypatch, recipe, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "pip install 'chronomoe[ray]'" in refused("run", recipe(label_engine="ray"), "--out", tmp_path / "run")
+
+
+def test_labels_come_from_an_engine_that_exists(refused, series_files, tmp_path):
+    words = ["tiny", series_files["power"], "--engine", "spark", "--out", tmp_path / "student"]
+    assert "engine must be one of local, ray, got 'spark'" in refused("distil", *words)
