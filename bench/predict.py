@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from answer import answer, clock, full_size, mixture_of
 
 from chronomoe import ChronoMoEPipeline, StudentConfig, create_student_model, load_teacher
-from chronomoe.predict import Forecaster
+from chronomoe.predict.files import Forecaster
 
 HORIZON = 24
 PART = 1000

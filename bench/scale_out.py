@@ -17,7 +17,7 @@ from answer import CLOCK, answer, full_size, mixture_of
 from predict import write_series
 
 from chronomoe import ChronoMoEPipeline
-from chronomoe.predict import Forecaster
+from chronomoe.predict.files import Forecaster
 from chronomoe.stages.cluster import spread
 
 HUNDRED_MILLION = 100_000_000

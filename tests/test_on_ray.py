@@ -15,8 +15,8 @@ from chronomoe.data.soft_targets import SoftTargetStore
 from chronomoe.data.windows import TrainingWindows, WindowConfig
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import use_exact_group_attention
-from chronomoe.partitions import DONE, UNFINISHED, predict_parts
-from chronomoe.predict import Forecaster
+from chronomoe.predict.files import Forecaster
+from chronomoe.predict.parts import DONE, UNFINISHED, predict_parts
 from chronomoe.stages import cluster
 from sample_series import sample_domain
 

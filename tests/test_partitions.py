@@ -10,8 +10,8 @@ import pytest
 
 from chronomoe import ChronoMoEPipeline, partitions
 from chronomoe.errors import InputError
-from chronomoe.partitions import DONE, UNFINISHED, predict_parts
-from chronomoe.predict import Forecaster
+from chronomoe.predict.files import Forecaster
+from chronomoe.predict.parts import DONE, UNFINISHED, predict_parts
 
 HORIZON = 5
 PARTS = ("part-0", "part-1", "part-2")

@@ -18,7 +18,7 @@ from chronomoe.data.forecasts import find_unit
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.mixture import MixtureConfig, build_mixture
-from chronomoe.predict import Forecaster
+from chronomoe.predict.files import Forecaster
 
 HORIZON = 5
 

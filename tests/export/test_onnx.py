@@ -20,7 +20,7 @@ from chronomoe.models.scaling import loc_and_scale, loc_and_scale_without_branch
 from chronomoe.models.sparse.config import MoEConfig
 from chronomoe.models.sparse.upcycling import upcycle
 from chronomoe.models.student import StudentConfig, create_student_model
-from chronomoe.predict import Forecaster
+from chronomoe.predict.files import Forecaster
 from chronomoe.stages.evaluation import evaluate_checkpoints
 from chronomoe.stages.export import export_checkpoint
 from chronomoe.stages.processes import place_model

@@ -227,7 +227,7 @@ def test_bands_of_another_mixture_are_refused(calibrated, experts, make_mixture,
 
 
 def test_an_interrupted_forecast_is_not_continued_with_other_bands(saved, calibrated, make_frame, tmp_path):
-    from chronomoe.predict import Forecaster
+    from chronomoe.predict.files import Forecaster
 
     make_frame(2, 100).to_csv(tmp_path / "past.csv", index=False)
     outs = [tmp_path / "a.parquet", tmp_path / "b.parquet"]

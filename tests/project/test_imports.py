@@ -8,7 +8,7 @@ import chronomoe
 ROOT = Path(chronomoe.__file__).parent
 LAYERS = [
     {"cli", "__main__", "integrations"},
-    {"run", "plan", "inputs", "trained", "recipe", "predict", "partitions", "serving", "pretraining"},
+    {"run", "plan", "inputs", "trained", "recipe", "predict", "serving", "pretraining"},
     {"stages"},
     {"report", "evaluation"},
     {"pipeline", "checkpoints", "export"},

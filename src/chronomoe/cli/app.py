@@ -331,8 +331,8 @@ def predict(
     cannot be inferred (give --freq), and a --future file without a row for
     every forecast step.
     """
-    from chronomoe.partitions import predict_parts
-    from chronomoe.predict import Forecaster
+    from chronomoe.predict.files import Forecaster
+    from chronomoe.predict.parts import predict_parts
 
     numbers = opt.split(levels, float, "quantile levels must be numbers separated by commas, such as 0.1,0.5,0.9")
     asked = opt.pick(Forecaster, locals(), levels=numbers)

@@ -23,7 +23,7 @@ from chronomoe.data.checks import listed
 from chronomoe.data.files import parts_of
 from chronomoe.data.parquet import has_no_rows, items_of
 from chronomoe.errors import InputError
-from chronomoe.predict import Forecaster, key_of, progress_of
+from chronomoe.predict.files import Forecaster, key_of, progress_of
 from chronomoe.stages.cluster import check_engine, spread
 from chronomoe.stages.faults import keep_for_itself, room
 from chronomoe.stages.workspace import write_atomically
