@@ -11,8 +11,10 @@ from collections.abc import Iterator
 import torch
 from answer import SURE, answer, forecast, in_turns, medians, ratio
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from chronomoe import StudentConfig, create_student_model, load_teacher
+from chronomoe.evaluation.cost import holder
 from chronomoe.models.mixture.compression import with_whole_experts
 from chronomoe.models.mixture.mixture import DistilledMoE, MixtureConfig, build_mixture
 from chronomoe.models.mixture.router import RoutingConfig
@@ -24,13 +26,13 @@ def tensors(expert: nn.Module) -> Iterator[Tensor]:
     for folded in getattr(expert.__dict__.get("_folds"), "kept", {}).values():
         yield folded.embed_out
         for block in folded.blocks:
-            yield from (weight for weight in block if weight is not None)
+            yield from (weight for weight in tree_leaves(tuple(block)) if weight is not None)
 
 
 def held(*parts: Iterator[Tensor]) -> int:
     """Return the bytes of tensors, each storage once."""
-    storages = {tensor.untyped_storage().data_ptr(): tensor.nbytes for part in parts for tensor in part}
-    return sum(storages.values())
+    places = {holder(tensor)._cdata: tensor.nbytes for part in parts for tensor in part}
+    return sum(places.values())
 
 
 def size_of(mixture: DistilledMoE) -> int:

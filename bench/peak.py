@@ -9,6 +9,7 @@ import torch
 from answer import answer, exact, forecast, full_size, in_turns, medians
 
 from chronomoe.evaluation.cost import count_flops, varied_context
+from chronomoe.models.packing import pack, product
 from chronomoe.models.precision import has_bfloat16_units
 
 
@@ -27,10 +28,10 @@ def main() -> None:
         types["bf16"] = torch.bfloat16
     reach, rates = {}, {}
     for kind, dtype in types.items():
-        a, b = (torch.randn(options.product, 3072, dtype=dtype) for _ in range(2))
+        a, packed = torch.randn(options.product, 3072, dtype=dtype), pack(torch.randn(768, 3072, dtype=dtype))
         sides = {
             "forecast": forecast(model, context, horizon=96, dtype=dtype),
-            "product": lambda a=a, b=b: torch.nn.functional.linear(a, b[:768]),
+            "product": lambda a=a, packed=packed: product(a, packed),
         }
         times = medians(in_turns(sides, repeats=options.repeats))
         rate = {"forecast": flops / times["forecast"], "product": 2 * options.product * 3072 * 768 / times["product"]}

@@ -23,6 +23,7 @@ from chronomoe.errors import InputError
 from chronomoe.evaluation.comparison import Comparison, Row
 from chronomoe.evaluation.routing import expert_use
 from chronomoe.models.mixture.mixture import DistilledMoE
+from chronomoe.models.packing import PACKED
 
 WARM_UP = 2  # calls of each kind before the clock counts
 ROUNDS_PER_BATCH = 4  # a full batch takes long enough to be steady: it is timed in one round of so many
@@ -158,7 +159,7 @@ def count_flops(model: nn.Module, context: Float[Tensor, "batch time"], *, horiz
 
     Attention runs as plain matrix products here: torch's counter does not see its fused CPU kernel.
     """
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=PACKED)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         _forecast(model, context[:1], horizon=horizon)  # what is computed once and kept is no forecast's cost
         with counter:
@@ -193,6 +194,11 @@ def live_bytes(call: Callable[[], None]) -> int:
     return int(live.peak)
 
 
+def holder(tensor: Tensor) -> Any:
+    """Return what holds a tensor's numbers: its storage, or itself where they are packed."""
+    return tensor if tensor.is_mkldnn else tensor.untyped_storage()
+
+
 class _LiveTensors(TorchDispatchMode):
     """Watches the size of all storages made within it and still alive."""
 
@@ -203,14 +209,13 @@ class _LiveTensors(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        given = {
-            tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)
-        }
+        given = {holder(tensor)._cdata for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
         for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage())._cdata not in self._seen | given:
-                self._seen.add(storage._cdata)
-                self.held += storage.nbytes()
-                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+            if isinstance(tensor, Tensor) and (place := holder(tensor))._cdata not in self._seen | given:
+                size = tensor.nbytes if place is tensor else place.nbytes()
+                self._seen.add(place._cdata)
+                self.held += size
+                weakref.finalize(place, self._freed, place._cdata, size)
         self.peak = max(self.peak, self.held)
         return made
 

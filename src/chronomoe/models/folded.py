@@ -6,6 +6,7 @@ Made once of a model's weights, and again when these change:
   which linear layers and ReLU pass on, so that it can be applied to what they return.
 - Queries, keys and values are one product. For a row that is alone in its group, so are ``v`` and ``o``.
 - The two halves of a head that rotary encoding turns against each other are interleaved: one complex product.
+- Weights are packed for their products: see :mod:`chronomoe.models.packing`.
 - Products are taken in the type of :func:`computing_in`; the residual stream, norms and softmax stay in float32.
 """
 
@@ -19,9 +20,9 @@ from chronos.chronos2.layers import MHA, MLP, Chronos2LayerNorm, FeedForward, Re
 from chronos.chronos2.model import Chronos2Encoder
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from chronomoe.models.attention import GroupPlan, attend, attend_across
+from chronomoe.models.packing import pack, product
 
 _DTYPE = ContextVar("type of products", default=torch.float32)
 
@@ -46,13 +47,14 @@ def compute_dtype() -> torch.dtype:
 
 
 class FoldedBlock(NamedTuple):
-    """The weights of an encoder block; ``(out, in)`` each."""
+    """The weights of an encoder block; ``(out, in)`` each, packed."""
 
     time_in: Tensor  # queries, keys, values
+    time_parts: tuple[Tensor, Tensor] | None  # queries; keys and values: of the last block, for its last tokens
     time_out: Tensor
     group_in: Tensor  # queries, keys, values
     group_out: Tensor
-    alone: Tensor | None  # values and what reads them, where that is no more work than the two
+    alone: tuple[Tensor, ...]  # values and what reads them, as one where that is no more work
     feed_in: Tensor | None  # None: the block has other layers than a dense feed-forward
     feed_out: Tensor | None
 
@@ -71,7 +73,7 @@ class FoldedEncoder(NamedTuple):
         """Embed patches; values and times enter in float32, the wide product is taken in the folded type."""
         inside = embedding.act(embedding.hidden_layer(patches)).to(self.embed_out.dtype)
         embedded: Tensor = embedding.residual_layer(patches)
-        return embedded.add_(linear(inside, self.embed_out)).add_(embedding.output_layer.bias)
+        return embedded.add_(product(inside, self.embed_out)).add_(embedding.output_layer.bias)
 
 
 class Folds:
@@ -98,8 +100,9 @@ class Folds:
         made_of = tuple((weight.data_ptr(), 0 if weight.is_inference() else weight._version) for weight in weights)
         found = self.kept.get(dtype)
         if found is None or found.made_of != made_of:
-            blocks = [_fold(block, dtype) for block in encoder.block]
-            found = FoldedEncoder(made_of, blocks, weights[0].to(dtype), torch.empty(0))
+            last = len(encoder.block) - 1
+            blocks = [_fold(block, dtype, last=index == last) for index, block in enumerate(encoder.block)]
+            found = FoldedEncoder(made_of, blocks, pack(weights[0].to(dtype)), torch.empty(0))
         if len(found.rotation) < num_tokens:
             rotary = encoder.block[0].layer[0].self_attention.rope_embed
             position = torch.arange(num_tokens, device=rotary.inv_freq.device)[None]
@@ -145,17 +148,18 @@ def attend_in_time(
     def split(states: Tensor) -> Tensor:
         return states.view(*states.shape[:-1], -1, attention.kv_proj_dim)
 
-    if keep == tokens:
-        joined = linear(normed, block.time_in)
+    if keep == tokens or block.time_parts is None:
+        joined = product(normed, block.time_in)
         turned = _rotate(split(joined[..., : 2 * inner]), rotation[:tokens])
         q, k, v = turned[:, :, :heads], turned[:, :, heads:], split(joined[..., 2 * inner :])
     else:
+        of_q, of_kv = block.time_parts
         latest = normed[:, -keep:].contiguous()  # from a slice, the product copies the weights once a row
-        q = _rotate(split(linear(latest, block.time_in[:inner])), rotation[tokens - keep : tokens])
-        joined = linear(normed, block.time_in[inner:])
+        q = _rotate(split(product(latest, of_q)), rotation[tokens - keep : tokens])
+        joined = product(normed, of_kv)
         k, v = _rotate(split(joined[..., :inner]), rotation[:tokens]), split(joined[..., inner:])
     mixed = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask=mask)
-    return hidden[:, -keep:] + linear(mixed.transpose(1, 2).reshape(batch, keep, inner), block.time_out)
+    return hidden[:, -keep:] + product(mixed.transpose(1, 2).reshape(batch, keep, inner), block.time_out)
 
 
 def attend_in_groups(
@@ -169,19 +173,19 @@ def attend_in_groups(
 ) -> Float[Tensor, "batch token d_model"]:
     """Apply group attention, in place."""
     if not plan.together:
-        return hidden.addcmul_(_alone(hidden, block, attention), _factor(hidden, eps))
+        return hidden.addcmul_(_alone(hidden, block), _factor(hidden, eps))
     update = torch.empty_like(hidden)
     factor = _factor(hidden, eps)
     if len(plan.alone):
-        update[plan.alone] = _alone(hidden[plan.alone], block, attention) * factor[plan.alone]
+        update[plan.alone] = _alone(hidden[plan.alone], block) * factor[plan.alone]
     for rows in plan.together:
         normed = (hidden[rows] * factor[rows]).to(block.group_in.dtype)
         mixed = attend_across(
-            *linear(normed, block.group_in).chunk(3, dim=-1),
+            *product(normed, block.group_in).chunk(3, dim=-1),
             num_heads=attention.n_heads,
             observed=None if observed is None else observed[rows],
         )
-        update[rows] = linear(mixed, block.group_out).to(update.dtype)
+        update[rows] = product(mixed, block.group_out).to(update.dtype)
     return hidden.add_(update)
 
 
@@ -191,8 +195,8 @@ def feed_forward(
     """Apply a dense feed-forward block, in place."""
     assert block.feed_in is not None
     assert block.feed_out is not None
-    inside = linear(hidden.to(block.feed_in.dtype), block.feed_in).relu_()
-    return hidden.addcmul_(linear(inside, block.feed_out), _factor(hidden, eps))
+    inside = product(hidden.to(block.feed_in.dtype), block.feed_in).relu_()
+    return hidden.addcmul_(product(inside, block.feed_out), _factor(hidden, eps))
 
 
 def _factor(hidden: Tensor, eps: float) -> Tensor:
@@ -200,12 +204,12 @@ def _factor(hidden: Tensor, eps: float) -> Tensor:
     return norm.square_().div_(hidden.shape[-1]).add_(eps).rsqrt_()
 
 
-def _alone(hidden: Tensor, block: FoldedBlock, attention: MHA) -> Tensor:
+def _alone(hidden: Tensor, block: FoldedBlock) -> Tensor:
     """Return the update of rows that attend to themselves alone, before the norm's factor."""
-    narrow = hidden.to(block.group_in.dtype)
-    if block.alone is not None:
-        return linear(narrow, block.alone)
-    return linear(linear(narrow, block.group_in[-attention.inner_dim :]), block.group_out)
+    found = hidden.to(block.group_in.dtype)
+    for weight in block.alone:
+        found = product(found, weight)
+    return found
 
 
 def _rotate(states: Tensor, rotation: Tensor) -> Tensor:
@@ -230,7 +234,7 @@ def _is_dense(layer: Any) -> bool:
     return type(layer.mlp.wi) is nn.Linear and type(layer.mlp.wo) is nn.Linear
 
 
-def _fold(block: nn.Module, dtype: torch.dtype) -> FoldedBlock:
+def _fold(block: nn.Module, dtype: torch.dtype, *, last: bool) -> FoldedBlock:
     time, group, dense = block.layer  # type: ignore[misc]
 
     def joined(layer: Any, *, turned: bool) -> Tensor:
@@ -241,15 +245,19 @@ def _fold(block: nn.Module, dtype: torch.dtype) -> FoldedBlock:
             q, k = (weight.view(halves).transpose(1, 2).reshape(weight.shape) for weight in (q, k))
         return torch.cat([q, k, v])
 
-    group_in, o = joined(group, turned=False), group.self_attention.o.weight
-    v = group_in[-group.self_attention.inner_dim :]
-    fed = _is_dense(dense)
+    def narrow(weight: Tensor) -> Tensor:
+        return pack(weight.to(dtype))
+
+    time_in, group_in, o = joined(time, turned=True), joined(group, turned=False), group.self_attention.o.weight
+    inner, v = time.self_attention.inner_dim, group_in[-group.self_attention.inner_dim :]
+    fed, group_out = _is_dense(dense), narrow(o)
     return FoldedBlock(
-        time_in=joined(time, turned=True).to(dtype),
-        time_out=time.self_attention.o.weight.to(dtype),
-        group_in=group_in.to(dtype),
-        group_out=o.to(dtype),
-        alone=(o @ v).to(dtype) if len(o) <= 2 * len(v) else None,
-        feed_in=(dense.mlp.wi.weight * dense.layer_norm.weight).to(dtype) if fed else None,
-        feed_out=dense.mlp.wo.weight.to(dtype) if fed else None,
+        time_in=narrow(time_in),
+        time_parts=(narrow(time_in[:inner]), narrow(time_in[inner:])) if last else None,
+        time_out=narrow(time.self_attention.o.weight),
+        group_in=narrow(group_in),
+        group_out=group_out,
+        alone=(narrow(o @ v),) if len(o) <= 2 * len(v) else (narrow(v), group_out),
+        feed_in=narrow(dense.mlp.wi.weight * dense.layer_norm.weight) if fed else None,
+        feed_out=narrow(dense.mlp.wo.weight) if fed else None,
     )
