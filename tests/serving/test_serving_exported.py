@@ -17,6 +17,7 @@ from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.mixture import MixtureConfig, build_mixture
 from chronomoe.models.mixture.router import RoutingConfig
 from chronomoe.serving.app import create_app
+from chronomoe.serving.config import ServingConfig
 from http_server import one_series, quantiles_of, running
 from moe_models import take_sides
 
@@ -37,9 +38,13 @@ def exported(make_teacher, tmp_path_factory):
     return root
 
 
-def test_graphs_are_served_as_their_checkpoints_are(exported, make_context):
-    loaded = {name: ChronoMoEPipeline.from_pretrained(exported / f"{name}-graph") for name in ("moe", "student")}
-    with running(create_app(loaded)) as asking:
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_graphs_are_served_as_their_checkpoints_are(exported, make_context, backend):
+    if backend == "openvino":
+        pytest.importorskip("openvino", reason="needs the extra openvino")
+    names = ("moe", "student")
+    loaded = {name: ChronoMoEPipeline.from_pretrained(exported / f"{name}-graph", backend=backend) for name in names}
+    with running(create_app(loaded, ServingConfig(parallel=2))) as asking:
         for name in loaded:
             pipeline = ChronoMoEPipeline.from_pretrained(exported / name)
             for values in make_context(4, 70).numpy():
