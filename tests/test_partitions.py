@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from chronomoe import ChronoMoEPipeline, partitions
+from chronomoe import ChronoMoEPipeline
 from chronomoe.errors import InputError
+from chronomoe.predict import parts
 from chronomoe.predict.files import Forecaster
 from chronomoe.predict.parts import DONE, UNFINISHED, predict_parts
 
@@ -110,7 +111,7 @@ def test_another_routing_of_the_same_weights_does_not_mix_in(make_mixture, folde
 
 
 def test_a_worker_that_loads_another_model_is_refused(forecaster, folder, tmp_path):
-    task = partitions._Part(forecaster, {}, forecaster.facts | {"model": "0"}, tmp_path)
+    task = parts._Part(forecaster, {}, forecaster.facts | {"model": "0"}, tmp_path)
     with pytest.raises(InputError, match="every worker must load the same model, .* has other weights"):
         task.prepare()
 
@@ -126,7 +127,7 @@ def test_parts_cut_by_time_are_refused_by_the_name_of_a_series(forecaster, make_
 
 
 def test_ids_that_share_a_hash_are_not_taken_for_one(forecaster, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(partitions, "_hashes", lambda made: [np.zeros(2, np.uint64)])
+    monkeypatch.setattr(parts, "_hashes", lambda made: [np.zeros(2, np.uint64)])
     assert predict_parts(forecaster, folder, tmp_path / "out")
 
 
@@ -201,4 +202,4 @@ def test_the_command_takes_a_folder(forecaster, folder, tmp_path, chronomoe):
     status, out, _ = chronomoe("predict", forecaster.model, folder, "--horizon", HORIZON, "--out", tmp_path / "out")
     assert status == 0
     assert f"{HORIZON * 2 * len(PARTS)} rows" in out
-    assert json.loads((tmp_path / "out" / partitions.MANIFEST).read_text())["horizon"] == HORIZON
+    assert json.loads((tmp_path / "out" / parts.MANIFEST).read_text())["horizon"] == HORIZON

@@ -12,12 +12,13 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from chronomoe import ChronoMoEPipeline, predict
+from chronomoe import ChronoMoEPipeline
 from chronomoe.data import parquet
 from chronomoe.data.forecasts import find_unit
 from chronomoe.errors import InputError
 from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.mixture import MixtureConfig, build_mixture
+from chronomoe.predict import files
 from chronomoe.predict.files import Forecaster
 
 HORIZON = 5
@@ -235,7 +236,7 @@ def test_no_more_than_three_parts_are_in_memory_whatever_the_size_of_the_file(
     monkeypatch.setattr(parquet, "BATCH_ROWS", 150)
     frame = pd.concat([make_frame(1, 60, seed=number).assign(item_id=f"i{number}") for number in range(last)])
     frame.to_parquet(tmp_path / "past.parquet")
-    alive, most, plain = Counter(), Counter(), predict.stream_series
+    alive, most, plain = Counter(), Counter(), files.stream_series
 
     def counted(*args, **options):
         for part in plain(*args, **options):
@@ -246,7 +247,7 @@ def test_no_more_than_three_parts_are_in_memory_whatever_the_size_of_the_file(
             yield part
             del part
 
-    monkeypatch.setattr(predict, "stream_series", counted)
+    monkeypatch.setattr(files, "stream_series", counted)
     Forecaster(str(moe), horizon=HORIZON).write(tmp_path / "past.parquet", tmp_path / "out.parquet")
     assert most["series"] <= 3 * most["part"] < last
 
