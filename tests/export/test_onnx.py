@@ -115,6 +115,20 @@ def test_the_same_experts_count_the_same(exported, make_context):
     assert len({name for one in found for name in one}) > 1, "the router takes sides"
 
 
+def test_a_compressed_mixture_is_exported(make_teacher, make_context, tmp_path):
+    from chronomoe.models.chronos2 import use_exact_group_attention
+    from chronomoe.models.mixture.compression import compress
+    from chronomoe.models.mixture.mixture import build_mixture
+
+    alike = {name: use_exact_group_attention(make_teacher(seed=seed, num_layers=1)) for seed, name in enumerate("ab")}
+    small = compress(take_sides(build_mixture(alike).eval()), rank=3)
+    ChronoMoEPipeline(small).save_pretrained(tmp_path / "small")
+    done = export(tmp_path / "small", tmp_path / "graph")
+    assert done.returncode == 0, done.stderr
+    loaded = ChronoMoEPipeline.from_pretrained(tmp_path / "graph")
+    assert_same(loaded.model, small, {"context": make_context(8, 100), "num_output_patches": 2})
+
+
 def test_a_teacher_forecasts_unfamiliar_series_in_the_graph_too(make_teacher, make_context, tmp_path):
     from chronomoe.models.chronos2 import use_exact_group_attention
     from chronomoe.models.mixture.mixture import build_mixture

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from chronomoe import ChronoMoEPipeline, InputError, load_model
+from chronomoe.models.chronos2 import use_exact_group_attention
 from chronomoe.models.mixture.features import NUM_FEATURES
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -30,6 +31,8 @@ def test_every_example_is_run_by_a_test():
         "compare_with_fracast",
         "ray_serve",  # by tests/serving/test_ray_serve.py
         "watch_a_mixture",
+        "forecast_parts",
+        "grow_a_mixture",
         *ROUTES,
     }
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
@@ -60,6 +63,28 @@ def test_the_example_of_watching_prints_a_verdict_on_each_case(make_mixture, exp
     load("watch_a_mixture").main(str(tmp_path / "moe"), domains=["web"], limit=20)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": loss ")[0] for line in lines] == ["web, as it is", "web, another expert"]
+
+
+def test_the_example_of_parts_forecasts_each(make_mixture, make_frame, tmp_path, capsys):
+    ChronoMoEPipeline(make_mixture()).save_pretrained(tmp_path / "moe")
+    (tmp_path / "parts").mkdir()
+    for part in range(2):
+        frame = make_frame(2, 60, seed=part)
+        frame["item_id"] += f"-{part}"
+        frame.to_parquet(tmp_path / "parts" / f"{part}.parquet", index=False)
+    load("forecast_parts").main(*(str(tmp_path / name) for name in ("moe", "parts", "forecasts")), horizon=5)
+    assert capsys.readouterr().out == "20 rows in 2 parts\n"
+
+
+def test_the_example_of_growing_adds_an_expert(make_mixture, make_teacher, make_frame, tmp_path, capsys):
+    alike = {name: use_exact_group_attention(make_teacher(seed=seed, num_layers=1)) for seed, name in enumerate("ab")}
+    ChronoMoEPipeline(make_mixture(members=alike)).save_pretrained(tmp_path / "moe")
+    for name in ("old", "new"):
+        make_frame(2, 500).to_csv(tmp_path / f"{name}.csv", index=False)
+    series = {name: str(tmp_path / f"{name}.csv") for name in ("old", "new")}
+    load("grow_a_mixture").main(str(tmp_path / "moe"), str(tmp_path / "out"), **series, context_length=96, steps=2)
+    assert "experts before: a, b" in capsys.readouterr().out
+    assert load_model(tmp_path / "out" / "grown").config.expert_names == ["a", "b", "new"]
 
 
 def test_the_router_example_saves_a_mixture_and_puts_its_router_back(tmp_path, capsys):
