@@ -27,6 +27,7 @@ NOT_RUN = {
     "make ": "changes the environment",
     "torchrun ": "several processes have tests of their own",
     "chronomoe serve ": "answers until it is stopped; tests/serving starts it",
+    "python examples/ray_serve.py ": "likewise; tests/serving/test_ray_serve.py starts it",
     "docker ": "there is none",
     "ray ": "changes the machine",
     "RAY_ADDRESS=": "needs other machines",
