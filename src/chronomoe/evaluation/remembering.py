@@ -21,9 +21,11 @@ def sharing_forecasts(models: Mapping[str, PreTrainedModel]) -> dict[str, PreTra
     found = dict(models)
     for name, model in models.items():
         if isinstance(model, DistilledMoE) and isinstance(model.experts, nn.ModuleList):
-            experts = made.setdefault(id(model.experts), nn.ModuleList(map(_remembering, model.experts)))
+            place = id(model.experts)
+            if place not in made:
+                made[place] = nn.ModuleList(map(_remembering, model.experts))
             found[name] = twin = copy.copy(model)
-            twin._modules = {**model._modules, "experts": experts}
+            twin._modules = {**model._modules, "experts": made[place]}
     return found
 
 

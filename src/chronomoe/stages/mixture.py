@@ -230,7 +230,7 @@ def compose_mixture(
     check_select(select, top_k=routing.top_k, candidates=len(members))
     guard = None if teacher is None else load_teacher(teacher).to(place)
     if guard is not None:
-        check_same_task(*zip(*((m.config, name) for name, m in {**members, TEACHER: guard}.items()), strict=True))
+        check_same_task([model.config for model in (*members.values(), guard)], [*members, TEACHER])
     if router_windows < 1:
         raise InputError(f"the router needs at least 1 window to learn from, got {router_windows}")
     material = Material.of(domains, windows, size=router_windows, seed=router.seed, facts={})

@@ -13,7 +13,7 @@ from chronomoe.models.mixture.familiarity import Familiarity
 from chronomoe.models.mixture.low_rank import make_experts
 from chronomoe.models.mixture.mixture import DistilledMoE
 from chronomoe.models.mixture.router import pool_groups
-from chronomoe.training.routing import ExpertForecasts
+from chronomoe.training.routing import ExpertForecasts, domain_of_groups
 
 TEACHER = "teacher"
 """What it is called among the experts."""
@@ -58,7 +58,7 @@ def add_teacher(
     check_same_task(cores, names)
     own: Chronos2Model = make_experts(cores[-1:], rank=None)[0]
     own.load_state_dict(teacher.state_dict())
-    familiarity = Familiarity.of(train.features, _domain_of_members(train))
+    familiarity = Familiarity.of(train.features, domain_of_groups(train)[train.member])
     distance = pool_groups(
         familiarity(validation.features)[:, None], group=validation.member, observed=validation.observed
     )
@@ -72,9 +72,3 @@ def add_teacher(
     cast_parameters(own, mixture.dtype)
     mixture.teacher = own.to(mixture.device).eval()  # type: ignore[assignment]
     mixture.familiarity = familiarity.to(mixture.device)
-
-
-def _domain_of_members(windows: ExpertForecasts) -> torch.Tensor:
-    """Return the domain of each row that the router read, covariates too."""
-    of_group = windows.domain.new_zeros(int(windows.group.max()) + 1).scatter_(0, windows.group, windows.domain)
-    return of_group[windows.member]

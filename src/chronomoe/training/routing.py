@@ -259,10 +259,14 @@ def train_router(
     return curve
 
 
+def domain_of_groups(data: ExpertForecasts) -> Int[Tensor, " group"]:
+    """Return the domain of each group."""
+    return data.domain.new_zeros(int(data.group.max()) + 1).scatter_(0, data.group, data.domain)
+
+
 def _best_of_domain(losses: Float[Tensor, "group expert"], data: ExpertForecasts) -> Int[Tensor, " group"]:
     """Return for each group the expert with the lowest mean loss on its domain."""
-    of_group = data.domain.new_zeros(len(losses)).scatter_(0, data.group, data.domain)
-    place = of_group.unique(return_inverse=True)[1]
+    place = domain_of_groups(data).unique(return_inverse=True)[1]
     return _group_mean(losses, place).argmin(dim=1)[place]
 
 

@@ -50,9 +50,11 @@ def explain(mixture: DistilledMoE, context: Float[Tensor, "row time"], *, most: 
         context: a series with its covariates, which choose together.
         most: groups to return, those of the largest size first; negative ones speak for the second expert.
     """
-    router, whole = mixture.router, torch.zeros(len(context), dtype=torch.long, device=context.device)
-    if int(mixture.route(context, group_ids=whole).expert[0, 0]) == router.num_experts:
-        return [(UNFAMILIAR, 1.0)]
+    router = mixture.router
+    if mixture.teacher is not None:
+        whole = torch.zeros(len(context), dtype=torch.long, device=context.device)
+        if int(mixture.route(context, group_ids=whole).expert[0, 0]) == router.num_experts:
+            return [(UNFAMILIAR, 1.0)]
     seen = context.isfinite().any(dim=1)
     inputs = mixture.router_inputs(context[seen] if seen.any() else context)
     with torch.no_grad():

@@ -77,8 +77,8 @@ class DistilledMoE(PreTrainedModel):
         self.moe = parse(config.moe, MixtureConfig, source="the mixture's configuration")
         cores = [Chronos2CoreConfig(**copy.deepcopy(core)) for core in config.experts]
         extra = config.unfamiliar
-        teacher = None if extra is None else Chronos2CoreConfig(**copy.deepcopy(extra["core"]))
-        check_same_task([*cores, *([] if teacher is None else [teacher])], config.expert_names)
+        teacher = [] if extra is None else [Chronos2CoreConfig(**copy.deepcopy(extra["core"]))]
+        check_same_task([*cores, *teacher], config.expert_names)
         if self.moe.routing.top_k > len(cores):
             raise InputError(
                 f"top_k must be from 1 to {len(cores)}, the number of experts, got {self.moe.routing.top_k}"
@@ -92,10 +92,9 @@ class DistilledMoE(PreTrainedModel):
         self.balance_bias = LossFreeBias(len(cores), rate=self.moe.balance.bias_rate)
         self.teacher: ExactChronos2Model | None = None
         self.familiarity: Familiarity | None = None
-        if extra is not None and teacher is not None:
-            self.teacher = make_experts([teacher], rank=None)[0]  # type: ignore[assignment]
-            size = len(self.router.mean)
-            self.familiarity = Familiarity(num_domains=extra["domains"], num_features=size)
+        if extra is not None:
+            self.teacher = make_experts(teacher, rank=None)[0]  # type: ignore[assignment]
+            self.familiarity = Familiarity(num_domains=extra["domains"], num_features=len(self.router.mean))
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -131,7 +130,7 @@ class DistilledMoE(PreTrainedModel):
         """Count the most that the forecast of one series uses: router and ``top_k`` largest experts, or the teacher."""
         sizes = [sum(p.numel() for p in member.parameters()) for member in self.members()]
         experts = sum(sorted(sizes[: len(self.experts)], reverse=True)[: self.top_k])
-        return int(max(experts, *sizes[len(self.experts) :], 0) + sum(p.numel() for p in self.router.parameters()))
+        return int(max([experts, *sizes[len(self.experts) :]]) + sum(p.numel() for p in self.router.parameters()))
 
     def router_inputs(self, context: Float[Tensor, "batch time"]) -> Float[Tensor, "batch feature"]:
         """Return the router's inputs for each row."""
